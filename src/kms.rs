@@ -1,0 +1,117 @@
+//! Key management services: where a data key is made, wrapped and unwrapped.
+//!
+//! [`KeyService`] is what the rest of the program sees. Behind it stand AWS KMS ([`aws`]) and the embedded KMS
+//! ([`local`]), which keeps its keys in a directory and has the same rules: key states, encryption contexts,
+//! grants. This is the only module that names an AWS crate.
+//!
+//! No implementation is called when a client connects, reads or writes: only at a volume's start and end.
+
+pub mod aws;
+mod context;
+mod error;
+pub mod isolate;
+pub mod local;
+mod types;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use context::{ContextError, EncryptionContext};
+pub use error::{ErrorClass, KmsError};
+pub use types::{
+    Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyState, Lease, LeaseSpec,
+    Parties, Preflight, Principal, Released, WrappedKey,
+};
+
+use crate::secret::DataKey;
+
+/// One key management service, used under one identity.
+///
+/// Every error is a [`KmsError`] that names the call, the key and, where the service told it, the principal.
+/// Every call may be repeated: [`KeyService::lease`] because its grants are named.
+#[async_trait]
+pub trait KeyService: Send + Sync {
+    /// What this service can do.
+    fn caps(&self) -> Caps;
+
+    /// The principals that a grant names unless the user says otherwise.
+    async fn parties(&self) -> Result<Parties, KmsError>;
+
+    /// Resolves `key` to its ARN and reads its state (DescribeKey). Succeeds for an unusable key as well:
+    /// [`KeyHealth::require_usable`] judges.
+    async fn health(&self, key: &KeyRef) -> Result<KeyHealth, KmsError>;
+
+    /// Dry runs of [`KeyService::generate`] and [`KeyService::lease`]; makes no lasting state.
+    async fn preflight(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        lease: &LeaseSpec,
+    ) -> Result<Preflight, KmsError>;
+
+    /// Makes a data key of `length` bytes (1 to 1024) and returns it wrapped; the caller never sees the plaintext
+    /// (GenerateDataKeyWithoutPlaintext).
+    async fn generate(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        length: u16,
+    ) -> Result<WrappedKey, KmsError>;
+
+    /// Gives `spec.grantee` the right to unwrap under a context that holds all of `context` (CreateGrant with
+    /// operation Decrypt and EncryptionContextSubset). Repeating it with the same name gives the same grant.
+    async fn lease(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        spec: &LeaseSpec,
+    ) -> Result<Lease, KmsError>;
+
+    /// Unwraps a 64-byte data key into locked memory (Decrypt, naming the key). The plaintext passes through
+    /// memory of this process that is not locked; [`isolate`] keeps that out of the process that serves.
+    async fn unwrap(
+        &self,
+        wrapped: &WrappedKey,
+        context: &EncryptionContext,
+        token: Option<&GrantToken>,
+    ) -> Result<DataKey, KmsError>;
+
+    /// Wraps the same data key under `to`, inside the service (ReEncrypt). With the same key: under its newest
+    /// material.
+    async fn rewrap(
+        &self,
+        wrapped: &WrappedKey,
+        from: &EncryptionContext,
+        to: &KeyArn,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError>;
+
+    /// Ends a grant: RetireGrant, else RevokeGrant. Works in every key state, and a grant that is gone already
+    /// counts as ended.
+    async fn release(&self, grant: &GrantRef) -> Result<Released, KmsError>;
+}
+
+/// Which service, and as whom: enough to open it again in another process. Holds no credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "provider", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Provider {
+    /// The embedded KMS.
+    Local {
+        /// Its state directory.
+        directory: PathBuf,
+    },
+    /// AWS KMS, or what speaks its protocol.
+    Aws(aws::Settings),
+}
+
+/// On whose behalf a service is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Makes wrapped keys and grants; never unwraps.
+    Provisioner,
+    /// Unwraps through its grant and has no other right.
+    Host,
+}

@@ -1,0 +1,168 @@
+//! What can go wrong with a KMS, and what to do about it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What an error means for the caller. Each class has its exit code and its advice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorClass {
+    /// The service did not answer, or answered that it cannot just now; retries are used up.
+    Unreachable,
+    /// Over a request quota; retries are used up.
+    Throttled,
+    /// The key cannot be used until somebody acts: disabled, pending deletion, not found, of the wrong kind,
+    /// or at its limit of grants.
+    Unusable,
+    /// The principal may not do that, or its credentials are not accepted.
+    Denied,
+    /// The wrapped key does not belong to this key or context, or is damaged.
+    Corrupt,
+    /// The request or the settings can never work.
+    Config,
+    /// The grant or its token is not known (any more).
+    Grant,
+    /// The embedded KMS's state directory cannot be read or written.
+    Storage,
+    /// Not a failure: a dry run that would have succeeded.
+    DryRun,
+    /// The answer makes no sense.
+    Nonsense,
+}
+
+impl ErrorClass {
+    /// Classifies an AWS KMS error code (API reference, "Common errors" and each operation's "Errors");
+    /// `None` for a code that is not known.
+    pub fn of_code(code: &str) -> Option<Self> {
+        Some(match code {
+            "DryRunOperationException" => Self::DryRun,
+            "ThrottlingException" | "Throttling" | "RequestLimitExceeded" | "TooManyRequestsException" => {
+                Self::Throttled
+            }
+            "KMSInternalException"
+            | "InternalFailure"
+            | "InternalServerError"
+            | "ServiceUnavailableException"
+            | "ServiceUnavailable"
+            | "DependencyTimeoutException"
+            | "KeyUnavailableException"
+            | "RequestTimeout" => Self::Unreachable,
+            "DisabledException"
+            | "KMSInvalidStateException"
+            | "NotFoundException"
+            | "LimitExceededException"
+            | "InvalidKeyUsageException"
+            | "UnsupportedOperationException" => Self::Unusable,
+            "AccessDeniedException"
+            | "AccessDenied"
+            | "NotAuthorized"
+            | "OptInRequired"
+            | "ExpiredTokenException"
+            | "ExpiredToken"
+            | "UnrecognizedClientException"
+            | "InvalidClientTokenId"
+            | "InvalidSignatureException"
+            | "SignatureDoesNotMatch"
+            | "IncompleteSignature"
+            | "IncompleteSignatureException"
+            | "MissingAuthenticationToken"
+            | "MissingAuthenticationTokenException" => Self::Denied,
+            "InvalidCiphertextException" | "IncorrectKeyException" => Self::Corrupt,
+            "InvalidGrantTokenException" | "InvalidGrantIdException" => Self::Grant,
+            "InvalidArnException"
+            | "ValidationException"
+            | "ValidationError"
+            | "InvalidAliasNameException"
+            | "InvalidMarkerException"
+            | "MalformedPolicyDocumentException"
+            | "SerializationException"
+            | "UnknownOperationException"
+            | "AlreadyExistsException"
+            | "TagException" => Self::Config,
+            _ => return None,
+        })
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Unreachable => "check the network, the region and the endpoint, then try again",
+            Self::Throttled => "try again later, or ask for a higher request quota",
+            Self::Unusable => "make the key usable, or choose another with --key",
+            Self::Denied => "give the principal this permission, or use other credentials",
+            Self::Corrupt => "use the wrapped key, KMS key and encryption context that belong together",
+            Self::Config => "correct the setting",
+            Self::Grant => "make a new grant",
+            Self::Storage => "check the directory's permissions and free space",
+            Self::DryRun => "send the call without DryRun",
+            Self::Nonsense => "check that the endpoint is a KMS",
+        }
+    }
+}
+
+/// A KMS call that failed: what was tried, on what, what came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsError {
+    /// The operation, as AWS KMS names it.
+    pub call: String,
+    /// What to do about it.
+    pub class: ErrorClass,
+    /// The service's error code, if it gave one.
+    pub code: Option<String>,
+    /// What came back, in the service's own words where it spoke. Never holds a token, blob or key.
+    pub message: String,
+    /// The key, as it was named in the call.
+    pub key: Option<String>,
+    /// Who called, where that is known.
+    pub principal: Option<String>,
+    /// The service's id for the request; joins with its event log.
+    pub request_id: Option<String>,
+}
+
+impl KmsError {
+    /// An error of `call`.
+    pub fn new(call: &str, class: ErrorClass, message: impl Into<String>) -> Self {
+        Self {
+            call: call.into(),
+            class,
+            code: None,
+            message: message.into(),
+            key: None,
+            principal: None,
+            request_id: None,
+        }
+    }
+
+    /// Names the key.
+    #[must_use]
+    pub fn on_key(mut self, key: &str) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+}
+
+impl fmt::Display for KmsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Some(key) => write!(f, "KMS key {key}: {} failed", self.call)?,
+            None => write!(f, "KMS: {} failed", self.call)?,
+        }
+        if let Some(principal) = &self.principal {
+            write!(f, " for {principal}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        let details: Vec<String> = [
+            self.code.clone(),
+            (self.class == ErrorClass::Denied).then(|| format!("missing permission kms:{}", self.call)),
+            self.request_id.as_ref().map(|id| format!("request {id}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !details.is_empty() {
+            write!(f, " ({})", details.join(", "))?;
+        }
+        write!(f, "; {}", self.class.advice())
+    }
+}
+
+impl std::error::Error for KmsError {}

@@ -1,0 +1,1 @@
+//! Unwrapping in a process of its own.

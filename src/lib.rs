@@ -1,0 +1,6 @@
+//! sealblk: encrypted scratch disks over NBD, with the data key under the user's own KMS key.
+//!
+//! The library holds everything but the parsing of flags. docs/architecture.md has the table of layers.
+
+pub mod kms;
+pub mod secret;

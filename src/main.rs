@@ -1,0 +1,3 @@
+//! The `sealblk` command.
+
+fn main() {}

@@ -1,0 +1,156 @@
+//! The mapping behind every secret.
+
+use std::io;
+use std::ptr::NonNull;
+
+use rustix::fd::{FromRawFd, OwnedFd};
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use zeroize::Zeroize;
+
+/// Why a secret could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The kernel gave no memory that can be locked: RLIMIT_MEMLOCK is used up, or no memory is left.
+    #[error(
+        "cannot lock {length} bytes of memory for a key: {source}; raise the locked-memory limit (ulimit -l, LimitMEMLOCK=)"
+    )]
+    Lock {
+        /// Bytes asked for.
+        length: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The data key is not 64 bytes long.
+    #[error("the data key has {got} bytes instead of 64")]
+    Length {
+        /// Bytes that came.
+        got: usize,
+    },
+    /// Both halves of the XTS key are the same.
+    #[error("both halves of the data key are equal, which AES-XTS forbids")]
+    EqualHalves,
+    /// The key did not arrive whole.
+    #[error("reading the data key: {0}")]
+    Read(io::Error),
+}
+
+/// Bytes in a locked mapping of their own; wiped on drop.
+pub struct LockedBytes {
+    start: NonNull<u8>,
+    length: usize,
+    mapped: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone and is reached through `&self` or `&mut self` only,
+// so it may move to and be shared with other threads as a `Vec<u8>` may.
+unsafe impl Send for LockedBytes {}
+// SAFETY: as above; `&LockedBytes` gives `&[u8]` only.
+unsafe impl Sync for LockedBytes {}
+
+impl LockedBytes {
+    /// `length` zero bytes (at least one).
+    ///
+    /// # Errors
+    /// [`SecretError::Lock`] if neither `memfd_secret` nor `mlock` gives the memory.
+    pub fn zeroed(length: usize) -> Result<Self, SecretError> {
+        let page = rustix::param::page_size();
+        let mapped = length.max(1).next_multiple_of(page);
+        let start = map_secret(mapped)
+            .or_else(|_| map_locked(mapped))
+            .map_err(|source| SecretError::Lock { length, source })?;
+        Ok(Self { start, length, mapped })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start` maps `mapped >= length` initialised (zero-filled by the kernel) bytes for as long as
+        // `self` lives, and `&self` keeps writers away.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+
+    /// The bytes, to be written.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`; `&mut self` makes this the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for LockedBytes {
+    #[inline(never)]
+    fn drop(&mut self) {
+        self.as_mut_slice().zeroize();
+        // SAFETY: `start` and `mapped` are what `mmap` gave; nothing refers to the mapping after this.
+        let unmapped = unsafe { mm::munmap(self.start.as_ptr().cast(), self.mapped) };
+        debug_assert!(unmapped.is_ok(), "munmap of a mapping of our own");
+    }
+}
+
+/// Memory that even the kernel has no mapping of (`memfd_secret(2)`, Linux 5.14); locked by its nature.
+fn map_secret(mapped: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: the call takes one flag and no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: `fd` was just opened and is owned by nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::fs::ftruncate(&fd, mapped as u64)?;
+    // SAFETY: a new shared mapping at an address of the kernel's choice aliases nothing of ours; the file has
+    // its full length already and nobody else holds its descriptor, so it cannot shrink under the mapping.
+    let start = unsafe {
+        mm::mmap(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+    }?;
+    NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Anonymous memory, locked and hidden from core dumps and from children.
+fn map_locked(mapped: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new private mapping at an address of the kernel's choice aliases nothing of ours.
+    let start = unsafe {
+        mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            mapped,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE,
+        )
+    }?;
+    // SAFETY: the range is the mapping just made; neither call changes what it holds.
+    let guarded = unsafe { mm::mlock(start, mapped) }
+        .and_then(|()| unsafe { mm::madvise(start, mapped, Advice::LinuxDontDump) })
+        .and_then(|()| unsafe { mm::madvise(start, mapped, Advice::LinuxWipeOnFork) });
+    if let Err(error) = guarded {
+        // SAFETY: the mapping is ours and nothing refers to it.
+        let unmapped = unsafe { mm::munmap(start, mapped) };
+        debug_assert!(unmapped.is_ok(), "munmap of a mapping of our own");
+        return Err(error.into());
+    }
+    NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_mapping_is_zero_and_writable() {
+        for map in [map_locked, map_secret] {
+            let Ok(start) = map(4096) else { continue }; // a kernel may lack memfd_secret; map_locked is asserted below
+            let mut bytes = LockedBytes { start, length: 100, mapped: 4096 };
+            assert_eq!(bytes.as_slice(), [0; 100]);
+            bytes.as_mut_slice().fill(0xa5);
+            assert_eq!(bytes.as_slice(), [0xa5; 100]);
+        }
+        assert!(map_locked(4096).is_ok());
+    }
+
+    #[test]
+    fn the_fallback_is_locked_undumped_and_wiped_on_fork() {
+        let start = map_locked(4096).expect("one page can be locked");
+        let bytes = LockedBytes { start, length: 4096, mapped: 4096 };
+        let address = format!("{:x}-", bytes.as_slice().as_ptr().addr());
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+        let entry = maps.split_once(&address).expect("the mapping is listed").1;
+        let flags = entry.lines().find(|line| line.starts_with("VmFlags:")).expect("flags");
+        for flag in [" lo", " dd", " wf"] {
+            assert!(flags.contains(flag), "{flag} missing from {flags}");
+        }
+    }
+}
