@@ -2,5 +2,10 @@
 //!
 //! The library holds everything but the parsing of flags. docs/architecture.md has the table of layers.
 
+pub mod block;
+pub mod geometry;
 pub mod kms;
 pub mod secret;
+pub mod store;
+pub mod volume;
+pub mod xts;

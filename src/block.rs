@@ -1,0 +1,93 @@
+//! What an export serves: a block device, as the NBD server sees it.
+
+use std::io;
+
+/// A device of bytes that several connections use at once. Every method may be called from any thread.
+///
+/// Callers keep ranges inside [`BlockDevice::size`] and do not change a device whose
+/// [`Features::read_only`] is set: the server checks both first, and answers a client that does otherwise.
+pub trait BlockDevice: Send + Sync {
+    /// In bytes; does not change.
+    fn size(&self) -> u64;
+
+    /// What it can do; does not change.
+    fn features(&self) -> Features;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// A [`BlockError`]; what `buffer` holds is then unspecified.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BlockError>;
+
+    /// Writes `data` at `offset` and leaves unspecified bytes in `data`: it may be enciphered in place.
+    /// With `durable`, returns only once the data is on stable storage (FUA).
+    ///
+    /// # Errors
+    /// A [`BlockError`]; any part of the data may have been written.
+    fn write(&self, offset: u64, data: &mut [u8], durable: bool) -> Result<(), BlockError>;
+
+    /// Returns once every completed write, by whatever connection, is on stable storage.
+    ///
+    /// # Errors
+    /// A [`BlockError`]; from then on every flush fails, for the lost data stays lost.
+    fn flush(&self) -> Result<(), BlockError>;
+
+    /// Says that the range's contents are not needed any more. What it reads as afterwards is unspecified.
+    ///
+    /// # Errors
+    /// A [`BlockError`].
+    fn trim(&self, offset: u64, length: u64, durable: bool) -> Result<(), BlockError>;
+
+    /// Makes the range read as zeros.
+    ///
+    /// # Errors
+    /// A [`BlockError`]; [`BlockError::NotSupported`] only if `how.fast` is set and it would be no quicker than
+    /// writing.
+    fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes, durable: bool) -> Result<(), BlockError>;
+}
+
+/// What a device can do and prefers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Refuses to be changed.
+    pub read_only: bool,
+    /// Smallest request in bytes that it serves without reading first; a power of two.
+    pub preferred_block: u32,
+}
+
+/// How zeros may be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Zeroes {
+    /// The space may be given back. Without it the range must be allocated afterwards.
+    pub may_discard: bool,
+    /// Fail rather than be as slow as writing.
+    pub fast: bool,
+}
+
+/// Why a device did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// No space, or no quota, left on the backing.
+    #[error("no space left on the backing")]
+    NoSpace,
+    /// The request cannot be served in the way it asks for.
+    #[error("not supported by the backing")]
+    NotSupported,
+    /// Anything else that the backing answered.
+    #[error("backing: {0}")]
+    Io(#[source] io::Error),
+    /// An earlier flush failed, so data that was acknowledged may be lost.
+    #[error("an earlier flush failed: data written before it may be lost")]
+    LostWrites,
+}
+
+impl From<io::Error> for BlockError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::NoSpace
+            }
+            _ => Self::Io(error),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Where ciphertext lies: bytes at offsets, with holes that read as zeros.
+//!
+//! One implementation serves files, block devices and memory alike ([`FileStore`]): a volume in memory is an
+//! unnamed file in memory (`memfd_create(2)`).
+
+mod backing;
+mod file;
+
+use std::io;
+
+pub use backing::{Backing, Disposal, Leftover, StoreError};
+pub use file::FileStore;
+
+use crate::geometry::ByteRange;
+
+/// Ciphertext at offsets. All ranges lie inside the store; the volume sees to that.
+///
+/// Errors are the operating system's; `ENOSPC` and `EIO` are told apart further up.
+pub trait Store: Send + Sync {
+    /// Fills `buffer` from `offset`. What was never written, or discarded, reads as zeros.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data` at `offset`; with `durable`, only returns once it is on stable storage.
+    fn write(&self, offset: u64, data: &[u8], durable: bool) -> io::Result<()>;
+
+    /// Makes `range` read as zeros, giving its space back where the store can.
+    fn discard(&self, range: ByteRange) -> io::Result<()>;
+
+    /// True if [`Store::discard`] gives space back, and is quicker than writing.
+    fn discards_quickly(&self) -> bool;
+
+    /// Returns once every completed write and discard is on stable storage.
+    fn flush(&self) -> io::Result<()>;
+}

@@ -1,0 +1,351 @@
+//! Opening what a volume lies on, and clearing it away afterwards.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    FallocateFlags, FlockOperation, MemfdFlags, Mode, OFlags, SeekFrom, fallocate, flock, seek,
+};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::FileStore;
+
+/// What a user asked a volume to lie on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory (of this process, in the kernel's page cache; it may be swapped, being ciphertext).
+    Memory,
+    /// An existing directory: an unnamed file in it, which vanishes with the process whatever ends it.
+    Directory(PathBuf),
+    /// A regular file: made, or one that exists and holds no data.
+    File(PathBuf),
+    /// A block device.
+    Device(PathBuf),
+}
+
+/// What has become of a backing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disposal {
+    /// It is gone.
+    Removed,
+    /// It was there before, so it stays; all it held was discarded.
+    Discarded,
+}
+
+/// Why a backing cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// An operating system call failed.
+    #[error("backing {path:?}: {action}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Somebody else has it.
+    #[error("backing {0:?} is in use by another process (or mounted); choose another, or stop its user")]
+    InUse(PathBuf),
+    /// It cannot hold the volume.
+    #[error(
+        "backing {path:?} has {has} bytes, the volume needs {needs}; make it larger, or the volume smaller"
+    )]
+    TooSmall {
+        /// The backing.
+        path: PathBuf,
+        /// Its bytes.
+        has: u64,
+        /// The volume's bytes.
+        needs: u64,
+    },
+    /// It holds somebody's data.
+    #[error(
+        "backing {0:?} exists and holds data, which a new volume would destroy; remove it, or choose another path"
+    )]
+    HoldsData(PathBuf),
+    /// Neither directory, regular file nor block device.
+    #[error("backing {0:?} is neither a directory, a regular file nor a block device")]
+    WrongKind(PathBuf),
+    /// Not a byte is left where the volume's data would go.
+    #[error("backing {0:?}: no space left on its file system; free some, or choose another place")]
+    Full(PathBuf),
+}
+
+/// What has to be cleared away once a volume is done with its backing. Holds the backing's lock.
+pub struct Leftover {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    ending: Ending,
+}
+
+enum Ending {
+    Vanishes,
+    Unlink,
+    Discard,
+}
+
+impl Backing {
+    /// Reads what the user wrote: `memory`, a directory, a block device, or the path of a file that exists or not.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongKind`] for other kinds of file, [`StoreError::Io`] if the path cannot be looked up.
+    pub fn from_argument(text: &str) -> Result<Self, StoreError> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        let path = PathBuf::from(text);
+        let kind = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(path)),
+            Err(source) => return Err(StoreError::Io { action: "look up", path, source }),
+        };
+        match () {
+            () if kind.is_dir() => Ok(Self::Directory(path)),
+            () if kind.is_file() => Ok(Self::File(path)),
+            () if kind.is_block_device() => Ok(Self::Device(path)),
+            () => Err(StoreError::WrongKind(path)),
+        }
+    }
+
+    /// How it is named to users.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Memory => "memory".into(),
+            Self::Directory(path) => format!("unnamed file in {}", path.display()),
+            Self::File(path) | Self::Device(path) => path.display().to_string(),
+        }
+    }
+
+    /// Opens an empty backing for a new volume of `size` bytes and locks out other users.
+    ///
+    /// A block device is discarded as a whole: naming it is consent. A file that holds data is refused.
+    ///
+    /// # Errors
+    /// A [`StoreError`]; what was made until then is removed again.
+    pub fn open_new(&self, size: u64) -> Result<(FileStore, Leftover), StoreError> {
+        let (file, path, ending) = match self {
+            Self::Memory => (memory()?, Path::new("memory"), Ending::Vanishes),
+            Self::Directory(path) => (unnamed_file(path)?, path.as_path(), Ending::Vanishes),
+            Self::File(path) => {
+                let (file, ending) = named_file(path)?;
+                (file, path.as_path(), ending)
+            }
+            Self::Device(path) => (device(path)?, path.as_path(), Ending::Discard),
+        };
+        let leftover = Leftover { file, path: path.into(), size, ending };
+        match leftover.make_room().and_then(|()| leftover.file.try_clone().map_err(on(path, "share"))) {
+            Ok(file) => Ok((FileStore::new(file), leftover)),
+            Err(error) => {
+                leftover.undo();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Leftover {
+    /// Clears the backing away. Its store must not be in use any more.
+    ///
+    /// # Errors
+    /// What the operating system answers; the data is unreadable without its key all the same.
+    pub fn dispose(self) -> Result<Disposal, StoreError> {
+        match self.ending {
+            Ending::Vanishes => Ok(Disposal::Removed),
+            Ending::Unlink => {
+                std::fs::remove_file(&self.path).map_err(on(&self.path, "remove"))?;
+                Ok(Disposal::Removed)
+            }
+            Ending::Discard => {
+                self.punch(self.size).map_err(on(&self.path, "discard"))?;
+                Ok(Disposal::Discarded)
+            }
+        }
+    }
+
+    /// For a backing that turned out not to be usable: removes what was made and leaves the rest as it was.
+    fn undo(self) {
+        if matches!(self.ending, Ending::Unlink)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the backing just made");
+        }
+    }
+
+    fn make_room(&self) -> Result<(), StoreError> {
+        match self.ending {
+            Ending::Vanishes | Ending::Unlink => {
+                self.file.set_len(self.size).map_err(on(&self.path, "enlarge"))?
+            }
+            Ending::Discard => {
+                let has = seek(&self.file, SeekFrom::End(0))
+                    .map_err(io::Error::from)
+                    .map_err(on(&self.path, "measure"))?;
+                if has < self.size {
+                    return Err(StoreError::TooSmall { path: self.path.clone(), has, needs: self.size });
+                }
+                match self.punch(self.size) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        tracing::warn!(path = %self.path.display(), "the backing has no discard: what was never written reads as noise");
+                    }
+                    Err(error) => return Err(on(&self.path, "discard")(error)),
+                }
+            }
+        }
+        self.try_space()
+    }
+
+    /// Takes a little space and gives it back, so that a full disk is found now and not by the first write.
+    fn try_space(&self) -> Result<(), StoreError> {
+        let length = self.size.min(1 << 20);
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length) {
+            Err(Errno::NOSPC | Errno::DQUOT) => Err(StoreError::Full(self.path.clone())),
+            Ok(()) => self.punch(length).map_err(on(&self.path, "discard")),
+            // Without fallocate there is nothing to learn, and nothing was taken.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn punch(&self, length: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.file, flags, 0, length)?)
+    }
+}
+
+fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_path_buf();
+    move |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => StoreError::Full(path),
+        Some(Errno::BUSY | Errno::WOULDBLOCK) => StoreError::InUse(path),
+        _ => StoreError::Io { action, path, source },
+    }
+}
+
+fn memory() -> Result<File, StoreError> {
+    rustix::fs::memfd_create("sealblk", MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|error| on(Path::new("memory"), "make a file in memory")(error.into()))
+}
+
+/// A file without a name, so that nothing is left of it after `kill -9` either.
+fn unnamed_file(directory: &Path) -> Result<File, StoreError> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(file.into()),
+        // A file system without O_TMPFILE: make a file and take its name away at once.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let path = directory.join(format!(".sealblk-{}", uuid::Uuid::new_v4()));
+            let file = open_file(&path, OpenOptions::new().create_new(true))?;
+            std::fs::remove_file(&path).map_err(on(&path, "remove the name of"))?;
+            Ok(file)
+        }
+        Err(error) => Err(on(directory, "make a file in")(error.into())),
+    }
+}
+
+fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File, StoreError> {
+    options.read(true).write(true).mode(0o600).open(path).map_err(on(path, "open for reading and writing"))
+}
+
+fn named_file(path: &Path) -> Result<(File, Ending), StoreError> {
+    match open_file(path, OpenOptions::new().create_new(true)) {
+        Ok(file) => {
+            lock(&file, path)?;
+            Ok((file, Ending::Unlink))
+        }
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            let file = open_file(path, &mut OpenOptions::new())?;
+            lock(&file, path)?;
+            match seek(&file, SeekFrom::Data(0)) {
+                Err(Errno::NXIO) => Ok((file, Ending::Discard)),
+                Ok(_) => Err(StoreError::HoldsData(path.into())),
+                Err(error) => Err(on(path, "look for data in")(error.into())),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// `O_EXCL` on a block device refuses one that is mounted, or opened so by somebody else (open(2)).
+fn device(path: &Path) -> Result<File, StoreError> {
+    let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
+    let file = open_file(path, OpenOptions::new().custom_flags(exclusive))?;
+    lock(&file, path)?;
+    Ok(file)
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
+    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| on(path, "lock")(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    const SIZE: u64 = 1 << 20;
+
+    #[test]
+    fn what_was_made_is_removed_and_what_was_there_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("volume");
+        let (store, leftover) = Backing::File(path.clone()).open_new(SIZE).unwrap();
+        store.write(0, b"ciphertext", false).unwrap();
+        drop(store);
+        assert_eq!(leftover.dispose().unwrap(), Disposal::Removed);
+        assert!(!path.exists());
+
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let (store, leftover) = Backing::File(path.clone()).open_new(SIZE).unwrap();
+        store.write(0, b"ciphertext", false).unwrap();
+        drop(store);
+        assert_eq!(leftover.dispose().unwrap(), Disposal::Discarded);
+        assert_eq!(std::fs::read(&path).unwrap(), vec![0; 1 << 20]);
+    }
+
+    #[test]
+    fn an_unnamed_file_never_has_a_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, _leftover) = Backing::Directory(directory.path().into()).open_new(SIZE).unwrap();
+        store.write(SIZE - 3, b"end", false).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn data_is_not_overwritten_and_a_small_file_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        std::fs::write(&path, b"data").unwrap();
+        assert!(matches!(Backing::File(path.clone()).open_new(SIZE), Err(StoreError::HoldsData(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+
+        let path = directory.path().join("small");
+        File::create(&path).unwrap().set_len(4096).unwrap();
+        let refused = Backing::File(path.clone()).open_new(SIZE);
+        assert!(matches!(refused, Err(StoreError::TooSmall { has: 4096, needs: SIZE, .. })));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn a_second_user_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let backing = Backing::File(directory.path().join("volume"));
+        let (_store, leftover) = backing.open_new(SIZE).unwrap();
+        assert!(matches!(backing.open_new(SIZE), Err(StoreError::InUse(_))));
+        leftover.dispose().unwrap();
+    }
+
+    #[test]
+    fn other_kinds_of_file_are_refused() {
+        assert!(matches!(Backing::from_argument("/dev/null"), Err(StoreError::WrongKind(_))));
+        assert!(matches!(Backing::from_argument("memory"), Ok(Backing::Memory)));
+        assert!(matches!(Backing::from_argument("/"), Ok(Backing::Directory(_))));
+    }
+}

@@ -1,0 +1,280 @@
+//! The encrypted volume: a [`BlockDevice`] over a [`Store`] of ciphertext.
+//!
+//! Byte 0 of the store is sector 0; there is no header. A ciphertext sector of all zero bytes is a hole and reads
+//! as zeros: real ciphertext is never all zero (for 512 bytes the chance is 2^-4096). So a sparse file needs no
+//! formatting, discarding is punching holes, and no table can be inconsistent after a crash.
+//!
+//! # Concurrency
+//! Requests at any byte offset are served. One that covers part of a sector reads the sector, changes it and
+//! writes it back, which must not undo what another request wrote to the same sector meanwhile. So the volume is
+//! divided into regions, each with a readers-writer lock from a fixed set: whole sectors are written with the lock
+//! shared, part of a sector is changed with the lock held alone. Clients that write whole sectors never wait for
+//! each other. Partial reads share the lock too: a cipher block must not be read while its other bytes change.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use zeroize::Zeroizing;
+
+use crate::block::{BlockDevice, BlockError, Features, Zeroes};
+use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
+use crate::store::Store;
+use crate::xts::SectorCipher;
+
+/// Bytes in a region: large, so that few requests cross into a second one.
+const REGION: u64 = 32 << 20;
+/// Locks; regions share them in turn.
+const LOCKS: usize = 64;
+/// Bytes enciphered at a time where zeros have to be written: half of a common L2 cache.
+const PIECE: usize = 256 * 1024;
+
+/// How a volume treats discards and writers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Refuses to be changed.
+    pub read_only: bool,
+    /// Punches holes on trim and write-zeroes. Without it an observer of the backing does not learn which sectors
+    /// are unused, trim does nothing and zeros are written enciphered.
+    pub discard: bool,
+}
+
+/// An encrypted volume.
+pub struct EncryptedVolume {
+    store: Box<dyn Store>,
+    cipher: Box<dyn SectorCipher>,
+    size: VolumeSize,
+    sector: SectorSize,
+    options: Options,
+    locks: Box<[RwLock<()>]>,
+    written: AtomicU64,
+    flush_failed: AtomicBool,
+}
+
+impl EncryptedVolume {
+    /// A volume of `size` bytes over `store`, which is at least as long.
+    pub fn new(
+        store: Box<dyn Store>,
+        cipher: Box<dyn SectorCipher>,
+        size: VolumeSize,
+        options: Options,
+    ) -> Self {
+        let sector = cipher.sector_size();
+        let locks = (0..LOCKS).map(|_| RwLock::new(())).collect();
+        let (written, flush_failed) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { store, cipher, size, sector, options, locks, written, flush_failed }
+    }
+
+    /// Bytes that clients have written so far, zeros and discards not counted.
+    pub fn bytes_written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    fn region(&self, offset: u64) -> &RwLock<()> {
+        let number = offset / REGION % LOCKS as u64;
+        &self.locks[usize::try_from(number).unwrap_or_default()]
+    }
+
+    // The locks guard no data of their own, so one poisoned by a panic is as good as any other.
+    fn shared(&self, offset: u64) -> RwLockReadGuard<'_, ()> {
+        self.region(offset).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self, offset: u64) -> RwLockWriteGuard<'_, ()> {
+        self.region(offset).write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn range(&self, offset: u64, length: u64) -> ByteRange {
+        let range = ByteRange::within(offset, length, self.size.bytes());
+        debug_assert!(range.is_some(), "the server checks ranges");
+        range.unwrap_or(ByteRange::EMPTY)
+    }
+
+    /// Deciphers whole sectors and leaves holes as the zeros that they are.
+    fn decipher(&self, offset: u64, data: &mut [u8]) {
+        let sector = self.sector.bytes();
+        let is_hole = |data: &[u8], at: usize| data[at..at + sector].iter().all(|byte| *byte == 0);
+        let mut start = 0;
+        while start < data.len() {
+            let run =
+                (start..data.len()).step_by(sector).take_while(|at| !is_hole(data, *at)).count() * sector;
+            self.cipher.decrypt(self.sector.number(offset + start as u64), &mut data[start..start + run]);
+            // Past the run stands either the end or a hole.
+            start += run + sector;
+        }
+    }
+
+    fn read_sectors(&self, offset: u64, data: &mut [u8]) -> Result<(), BlockError> {
+        self.store.read(offset, data)?;
+        self.decipher(offset, data);
+        Ok(())
+    }
+
+    /// Reads part of one sector.
+    fn read_part(&self, part: ByteRange, target: &mut [u8]) -> Result<(), BlockError> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let mut scratch = Scratch::of(part, self.sector);
+        let _shared = self.shared(part.start());
+        self.read_sectors(scratch.offset, scratch.sector())?;
+        target.copy_from_slice(scratch.part());
+        Ok(())
+    }
+
+    /// Changes part of one sector by `change`, losing nobody else's bytes.
+    fn change_part(
+        &self,
+        part: ByteRange,
+        durable: bool,
+        change: impl FnOnce(&mut [u8]),
+    ) -> Result<(), BlockError> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let mut scratch = Scratch::of(part, self.sector);
+        let _alone = self.alone(part.start());
+        self.read_sectors(scratch.offset, scratch.sector())?;
+        change(scratch.part());
+        self.cipher.encrypt(self.sector.number(scratch.offset), scratch.sector());
+        Ok(self.store.write(scratch.offset, scratch.sector(), durable)?)
+    }
+
+    /// Writes whole sectors, enciphering them in place.
+    fn write_sectors(&self, body: ByteRange, mut data: &mut [u8], durable: bool) -> Result<(), BlockError> {
+        for piece in body.pieces(REGION) {
+            let (now, later) = data.split_at_mut(bytes(piece));
+            data = later;
+            self.cipher.encrypt(self.sector.number(piece.start()), now);
+            let _shared = self.shared(piece.start());
+            self.store.write(piece.start(), now, durable)?;
+        }
+        Ok(())
+    }
+
+    fn discard_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
+        for piece in body.pieces(REGION) {
+            let _shared = self.shared(piece.start());
+            self.store.discard(piece)?;
+        }
+        Ok(())
+    }
+
+    fn zero_sectors(&self, body: ByteRange, durable: bool) -> Result<(), BlockError> {
+        let mut zeros = vec![0; PIECE.min(bytes(body))];
+        for piece in body.pieces(PIECE as u64) {
+            let piece_of_zeros = &mut zeros[..bytes(piece)];
+            piece_of_zeros.fill(0);
+            self.write_sectors(piece, piece_of_zeros, durable)?;
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for EncryptedVolume {
+    fn size(&self) -> u64 {
+        self.size.bytes()
+    }
+
+    fn features(&self) -> Features {
+        let preferred_block = if self.sector == SectorSize::B512 { 512 } else { 4096 };
+        Features { read_only: self.options.read_only, preferred_block }
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BlockError> {
+        let Split { head, body, tail } = self.range(offset, buffer.len() as u64).split(self.sector);
+        let (first, rest) = buffer.split_at_mut(bytes(head));
+        let (middle, last) = rest.split_at_mut(bytes(body));
+        self.read_part(head, first)?;
+        if !body.is_empty() {
+            self.read_sectors(body.start(), middle)?;
+        }
+        self.read_part(tail, last)
+    }
+
+    fn write(&self, offset: u64, data: &mut [u8], durable: bool) -> Result<(), BlockError> {
+        debug_assert!(!self.options.read_only, "the server refuses writes");
+        let length = data.len() as u64;
+        let Split { head, body, tail } = self.range(offset, length).split(self.sector);
+        let (first, rest) = data.split_at_mut(bytes(head));
+        let (middle, last) = rest.split_at_mut(bytes(body));
+        self.change_part(head, durable, |target| target.copy_from_slice(first))?;
+        self.write_sectors(body, middle, durable)?;
+        self.change_part(tail, durable, |target| target.copy_from_slice(last))?;
+        self.written.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), BlockError> {
+        // The kernel reports a failed write-back once and then forgets the pages (fsync(2), "NOTES").
+        if self.flush_failed.load(Ordering::Acquire) {
+            return Err(BlockError::LostWrites);
+        }
+        self.store.flush().map_err(|error| {
+            self.flush_failed.store(true, Ordering::Release);
+            tracing::error!(%error, "flush failed: acknowledged writes may be lost");
+            BlockError::Io(error)
+        })
+    }
+
+    fn trim(&self, offset: u64, length: u64, durable: bool) -> Result<(), BlockError> {
+        debug_assert!(!self.options.read_only, "the server refuses trims");
+        if self.options.discard && self.store.discards_quickly() {
+            self.discard_sectors(self.range(offset, length).split(self.sector).body)?;
+        }
+        if durable { self.flush() } else { Ok(()) }
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes, durable: bool) -> Result<(), BlockError> {
+        debug_assert!(!self.options.read_only, "the server refuses zeros");
+        let punch = self.options.discard && how.may_discard;
+        if how.fast && !(punch && self.store.discards_quickly()) {
+            return Err(BlockError::NotSupported);
+        }
+        let Split { head, body, tail } = self.range(offset, length).split(self.sector);
+        self.change_part(head, false, |target| target.fill(0))?;
+        if punch {
+            self.discard_sectors(body)?;
+        } else {
+            self.zero_sectors(body, false)?;
+        }
+        self.change_part(tail, false, |target| target.fill(0))?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+}
+
+/// A range inside the volume and in a buffer: its length fits memory.
+fn bytes(range: ByteRange) -> usize {
+    usize::try_from(range.length()).unwrap_or(usize::MAX)
+}
+
+/// One sector on the stack, for requests that cover part of it; wiped, since it holds plaintext.
+struct Scratch {
+    bytes: Zeroizing<[u8; SectorSize::B4096.bytes()]>,
+    length: usize,
+    offset: u64,
+    part: std::ops::Range<usize>,
+}
+
+impl Scratch {
+    fn of(part: ByteRange, sector: SectorSize) -> Self {
+        let covering = part.covering(sector);
+        let start = usize::try_from(part.start() - covering.start()).unwrap_or_default();
+        Self {
+            bytes: Zeroizing::new([0; SectorSize::B4096.bytes()]),
+            length: sector.bytes(),
+            offset: covering.start(),
+            part: start..start + bytes(part),
+        }
+    }
+
+    fn sector(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.length]
+    }
+
+    fn part(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.part.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! AES-256-XTS from RustCrypto's `aes` and `xts-mode`.
+
+use aes::Aes256;
+use aes::cipher::KeyInit;
+use xts_mode::{Xts128, get_tweak_default};
+use zeroize::Zeroize;
+
+use super::{SectorCipher, assert_whole_sectors};
+use crate::geometry::SectorSize;
+use crate::secret::DataKey;
+
+/// The expanded keys are boxed, so that moving the cipher copies none of them.
+pub(super) struct Portable {
+    xts: Box<Xts128<Aes256>>,
+    sector: SectorSize,
+}
+
+impl Portable {
+    pub(super) fn new(key: &DataKey, sector: SectorSize) -> Self {
+        let xts = expand(key);
+        wipe_stack();
+        Self { xts, sector }
+    }
+
+    /// One data unit of any length from 16 bytes, as published vectors have them.
+    #[cfg(test)]
+    pub(super) fn unit(&self, encrypt: bool, number: u128, unit: &mut [u8]) {
+        if encrypt {
+            self.xts.encrypt_sector(unit, get_tweak_default(number));
+        } else {
+            self.xts.decrypt_sector(unit, get_tweak_default(number));
+        }
+    }
+}
+
+/// `Aes256` is built by value, so copies of the round keys pass over the stack: [`wipe_stack`] follows.
+#[inline(never)]
+#[allow(clippy::expect_used, reason = "both halves have 32 bytes by DataKey's type")]
+fn expand(key: &DataKey) -> Box<Xts128<Aes256>> {
+    let half = |bytes: &[u8]| Aes256::new_from_slice(bytes).expect("32 bytes");
+    Box::new(Xts128::new(half(key.data_half()), half(key.tweak_half())))
+}
+
+/// Overwrites the stack below the caller's frame, further down than [`expand`] reached.
+#[inline(never)]
+fn wipe_stack() {
+    let mut below = [0u8; 32 * 1024];
+    below.zeroize();
+}
+
+impl SectorCipher for Portable {
+    fn encrypt(&self, first: u64, data: &mut [u8]) {
+        assert_whole_sectors(data, self.sector);
+        self.xts.encrypt_area(data, self.sector.bytes(), u128::from(first), get_tweak_default);
+    }
+
+    fn decrypt(&self, first: u64, data: &mut [u8]) {
+        assert_whole_sectors(data, self.sector);
+        self.xts.decrypt_area(data, self.sector.bytes(), u128::from(first), get_tweak_default);
+    }
+
+    fn sector_size(&self) -> SectorSize {
+        self.sector
+    }
+}
