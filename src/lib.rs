@@ -5,6 +5,7 @@
 pub mod block;
 pub mod geometry;
 pub mod kms;
+pub mod nbd;
 pub mod secret;
 pub mod store;
 pub mod volume;

@@ -15,7 +15,8 @@ use crate::geometry::ByteRange;
 
 /// Ciphertext at offsets. All ranges lie inside the store; the volume sees to that.
 ///
-/// Errors are the operating system's; `ENOSPC` and `EIO` are told apart further up.
+/// Errors are the operating system's, whichever call it is; `ENOSPC` and `EIO` are told apart further up.
+#[allow(clippy::missing_errors_doc, reason = "said once, above")]
 pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset`. What was never written, or discarded, reads as zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;

@@ -28,10 +28,12 @@ pub enum ContextError {
     )]
     SameButForCase(String, String),
     /// Too many pairs.
-    #[error("the encryption context has {0} pairs; a grant holds at most 8, of which sealblk needs 4")]
+    #[error("the encryption context has {0} pairs, sealblk's own two included; a grant holds at most 8")]
     Pairs(usize),
     /// Too many characters.
-    #[error("the encryption context has {0} characters in keys and values; a grant holds at most 384")]
+    #[error(
+        "the encryption context has {0} characters in keys and values, sealblk's own included; a grant holds at most 384"
+    )]
     Characters(usize),
 }
 

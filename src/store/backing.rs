@@ -181,7 +181,7 @@ impl Leftover {
     fn make_room(&self) -> Result<(), StoreError> {
         match self.ending {
             Ending::Vanishes | Ending::Unlink => {
-                self.file.set_len(self.size).map_err(on(&self.path, "enlarge"))?
+                self.file.set_len(self.size).map_err(on(&self.path, "enlarge"))?;
             }
             Ending::Discard => {
                 let has = seek(&self.file, SeekFrom::End(0))
