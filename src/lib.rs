@@ -3,10 +3,14 @@
 //! The library holds everything but the parsing of flags. docs/architecture.md has the table of layers.
 
 pub mod block;
+pub mod cli;
+pub mod engine;
+pub mod envelope;
 pub mod geometry;
 pub mod kms;
 pub mod nbd;
 pub mod secret;
 pub mod store;
+pub mod telemetry;
 pub mod volume;
 pub mod xts;

@@ -1,3 +1,15 @@
-//! The `sealblk` command.
+//! The `sealblk` command: parse, run, exit.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Freed memory is wiped: what libraries leave behind (grant tokens, request bodies, the plaintext that
+/// `sealblk kms serve` answers with) does not stay in the heap.
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
+    zeroizing_alloc::ZeroAlloc(std::alloc::System);
+
+fn main() -> ExitCode {
+    sealblk::cli::main(sealblk::cli::Cli::parse())
+}

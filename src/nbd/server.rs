@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use listen::{Address, ListenError, Listener};
+pub use listen::{Address, ListenError, Listener, is_abandoned};
 
 use self::connection::Connection;
 use self::socket::Stream;

@@ -151,6 +151,11 @@ impl Backing {
 }
 
 impl Leftover {
+    /// The file that was made for the volume and has a name, if there is one.
+    pub fn made_file(&self) -> Option<&Path> {
+        matches!(self.ending, Ending::Unlink).then_some(&self.path)
+    }
+
     /// Clears the backing away. Its store must not be in use any more.
     ///
     /// # Errors

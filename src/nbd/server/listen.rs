@@ -185,7 +185,7 @@ fn try_bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 /// True for a socket that nobody listens on any more.
-fn is_abandoned(path: &Path) -> bool {
+pub fn is_abandoned(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     let refused = std::os::unix::net::UnixStream::connect(path)
         .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);

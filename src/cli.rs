@@ -1,0 +1,77 @@
+//! Commands and flags; how a failure becomes an exit code.
+
+mod failure;
+mod gc;
+mod kms;
+mod manual;
+mod options;
+mod output;
+mod run;
+mod signals;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+pub use failure::Failure;
+
+use crate::kms::isolate;
+use crate::telemetry;
+
+/// Encrypted scratch disks over NBD, with the data key under your own KMS key.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
+    /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
+    #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
+    /// Log level of sealblk itself: off, error, warn, info, debug or trace; logs go to stderr
+    #[arg(long, global = true, env = "SEALBLK_LOG", default_value = "warn", value_name = "LEVEL")]
+    log: LevelFilter,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 internal; 2 usage; 3 KMS denied; 4 KMS key unusable; 5 KMS unreachable or throttled; \
+6 wrapped key damaged; 7 storage; 8 network address. Under `run -- COMMAND`: COMMAND's own.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve an encrypted scratch volume until COMMAND ends, or until SIGINT or SIGTERM
+    Run(Box<run::RunArgs>),
+    /// Retire the grants of volumes whose process died, and remove what they left
+    Gc(gc::GcArgs),
+    /// Use and serve the embedded KMS
+    Kms(kms::KmsArgs),
+    /// Print a shell's completions
+    Completions(manual::CompletionsArgs),
+    /// Write man pages
+    Man(manual::ManArgs),
+    /// Unwrap a data key for the parent process
+    #[command(name = isolate::COMMAND, hide = true)]
+    Unwrap,
+}
+
+/// Runs a parsed command to its exit code.
+pub fn main(cli: Cli) -> ExitCode {
+    telemetry::init(cli.log);
+    let state = cli.state_dir.unwrap_or_else(options::default_state);
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args, state),
+        Command::Gc(args) => gc::gc(&args, &state),
+        Command::Kms(args) => kms::kms(args, &state),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
+        Command::Unwrap => run::unwrap(),
+    };
+    result.unwrap_or_else(|failure| {
+        output::error(&failure);
+        ExitCode::from(failure.code())
+    })
+}

@@ -1,0 +1,115 @@
+//! Why a command failed, and the exit code that says so.
+
+use std::io;
+
+use crate::engine::EngineError;
+use crate::geometry::GeometryError;
+use crate::kms::{ContextError, ErrorClass, KmsError};
+use crate::nbd::server::ListenError;
+use crate::secret::SecretError;
+use crate::store::StoreError;
+
+/// Everything that ends a command early.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A flag's value, or flags that do not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// A size.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// Starting a volume.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A KMS call.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// A file that the command was to read or write.
+    #[error("{action} {what}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        what: String,
+        /// What came back.
+        source: io::Error,
+    },
+    /// The process itself could not be set up.
+    #[error("{action}: {source}")]
+    Process {
+        /// What was tried.
+        action: &'static str,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Some leftovers could not be cleared away.
+    #[error("{0} of the leftovers could not be cleared away")]
+    Leftovers(usize),
+}
+
+impl Failure {
+    /// The exit code: the only place where errors become one.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Geometry(_) => 2,
+            Self::Engine(error) => engine_code(error),
+            Self::Kms(error) => kms_code(error.class),
+            Self::File { .. } => 7,
+            Self::Process { .. } | Self::Leftovers(_) => 1,
+        }
+    }
+}
+
+fn engine_code(error: &EngineError) -> u8 {
+    match error {
+        EngineError::Kms(error) => kms_code(error.class),
+        EngineError::Store(error) => match error {
+            StoreError::Io { .. }
+            | StoreError::InUse(_)
+            | StoreError::TooSmall { .. }
+            | StoreError::HoldsData(_)
+            | StoreError::WrongKind(_)
+            | StoreError::Full(_) => 7,
+        },
+        EngineError::Listen(error) => match error {
+            ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
+            ListenError::InUse(_) | ListenError::Io { .. } => 8,
+        },
+        EngineError::Context(error) => match error {
+            ContextError::Form(_)
+            | ContextError::EmptyKey
+            | ContextError::Reserved(_)
+            | ContextError::SameButForCase(..)
+            | ContextError::Pairs(_)
+            | ContextError::Characters(_) => 2,
+        },
+        EngineError::Secret(error) => match error {
+            SecretError::Lock { .. } | SecretError::Read(_) => 1,
+            SecretError::Length { .. } | SecretError::EqualHalves => 6,
+        },
+        EngineError::State { .. } => 7,
+    }
+}
+
+fn kms_code(class: ErrorClass) -> u8 {
+    match class {
+        ErrorClass::Denied | ErrorClass::Grant => 3,
+        ErrorClass::Unusable => 4,
+        ErrorClass::Unreachable | ErrorClass::Throttled | ErrorClass::Nonsense => 5,
+        ErrorClass::Corrupt => 6,
+        ErrorClass::Config => 2,
+        ErrorClass::Storage => 7,
+        ErrorClass::DryRun => 1,
+    }
+}
+
+macro_rules! through_engine {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::Engine(error.into())
+            }
+        })*
+    };
+}
+through_engine!(StoreError, ListenError, ContextError);

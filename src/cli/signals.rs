@@ -1,0 +1,73 @@
+//! Signals that end a volume.
+
+use std::io;
+use std::process::ExitCode;
+
+use rustix::process::{Pid, kill_process};
+use tokio::signal::unix::{self, SignalKind};
+
+/// SIGINT, SIGTERM and SIGHUP, from the moment this is made.
+pub(super) struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    Interrupt,
+    Terminate,
+    Hangup,
+    Kill,
+}
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            terminate: unix::signal(SignalKind::terminate())?,
+            hangup: unix::signal(SignalKind::hangup())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Interrupt,
+            _ = self.terminate.recv() => Signal::Terminate,
+            _ = self.hangup.recv() => Signal::Hangup,
+        }
+    }
+}
+
+impl Signal {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::Hangup => "SIGHUP",
+            Self::Kill => "SIGKILL",
+        }
+    }
+
+    fn number(self) -> rustix::process::Signal {
+        match self {
+            Self::Interrupt => rustix::process::Signal::INT,
+            Self::Terminate => rustix::process::Signal::TERM,
+            Self::Hangup => rustix::process::Signal::HUP,
+            Self::Kill => rustix::process::Signal::KILL,
+        }
+    }
+
+    /// As shells have it.
+    pub(super) fn exit_code(self) -> ExitCode {
+        ExitCode::from(u8::try_from(128 + self.number().as_raw()).unwrap_or(u8::MAX))
+    }
+
+    /// Passes it on to a child; one that has ended needs none.
+    pub(super) fn send(self, child: Option<u32>) {
+        let pid = child.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        if let Some(Err(error)) = pid.map(|pid| kill_process(pid, self.number())) {
+            tracing::warn!(%error, "cannot pass {} on to the command", self.name());
+        }
+    }
+}

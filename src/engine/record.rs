@@ -1,0 +1,93 @@
+//! The teardown record: what became of a volume, for whoever must prove its erasure.
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::envelope::VolumeId;
+use crate::kms::{EncryptionContext, KeyArn, Released};
+use crate::store::Disposal;
+
+/// One JSON object per volume. Fields are only ever added.
+#[derive(Debug, Serialize)]
+pub struct Record {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The KMS key that wrapped its data key.
+    pub kms_key: KeyArn,
+    /// `local` or `aws`.
+    pub provider: &'static str,
+    /// The whole context, as the KMS's event log shows it.
+    pub encryption_context: EncryptionContext,
+    /// The cipher, by dm-crypt's name.
+    pub cipher: &'static str,
+    /// Bytes in a sector.
+    pub sector_size: usize,
+    /// Bytes in the volume.
+    pub size: u64,
+    /// Bytes that clients wrote.
+    pub bytes_written: u64,
+    /// Connections that were served.
+    pub connections: u64,
+    /// Connections that did not finish in the time for draining and were cut.
+    pub connections_cut: usize,
+    /// What ended it.
+    pub reason: String,
+    /// True once nothing refers to the volume any more, so that its cipher's keys and buffers are wiped.
+    pub keys_wiped: bool,
+    /// The grant.
+    pub grant: GrantEnd,
+    /// The backing.
+    pub backing: BackingEnd,
+    /// When each step happened, in order.
+    pub steps: Vec<Step>,
+}
+
+/// How the grant ended.
+#[derive(Debug, Serialize)]
+pub struct GrantEnd {
+    /// Its id.
+    pub id: String,
+    /// How.
+    #[serde(flatten)]
+    pub ended: Ended<Released>,
+}
+
+/// How the backing ended.
+#[derive(Debug, Serialize)]
+pub struct BackingEnd {
+    /// What it was.
+    pub place: String,
+    /// How.
+    #[serde(flatten)]
+    pub ended: Ended<Disposal>,
+}
+
+/// An ending, or why there was none.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ended<T> {
+    /// It ended so.
+    Ended(T),
+    /// It did not end; the journal keeps what is needed to try again.
+    Failed(String),
+}
+
+/// Something that happened to a volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// What.
+    pub step: &'static str,
+    /// When (UTC, RFC 3339).
+    pub at: String,
+}
+
+impl Step {
+    /// Now.
+    pub fn now(step: &'static str) -> Self {
+        tracing::info!(step, "volume");
+        // A year beyond 9999 cannot be written; no clock shows it.
+        let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+        Self { step, at }
+    }
+}

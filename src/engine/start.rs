@@ -1,0 +1,187 @@
+//! From a specification to a volume that is served.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::journal::{self, Entry, Note};
+use super::{EngineError, Running, Specification, Step};
+use crate::envelope::{self, Prepared, Provisioned, VolumeId};
+use crate::geometry::VolumeSize;
+use crate::kms::{GrantRef, KeyService, Role, isolate};
+use crate::nbd::server::{Address, Export, Limits, Listener, serve};
+use crate::secret::DataKey;
+use crate::store::Leftover;
+use crate::volume::EncryptedVolume;
+
+/// For the helper that unwraps the key, the KMS's own deadline included.
+const UNWRAP_DEADLINE: Duration = Duration::from_secs(90);
+
+/// Starts a volume and serves it.
+///
+/// # Errors
+/// An [`EngineError`]; what was made until then is undone, and what could not be undone stays in the journal for
+/// the next start or `sealblk gc`.
+pub async fn start(specification: Specification) -> Result<Running, EngineError> {
+    let id = VolumeId::random();
+    let mut steps = vec![Step::now("started")];
+    let context = envelope::bind(&specification.key.context, &id, specification.layout)?;
+    if specification.layout.size.bytes() > VolumeSize::ADVISED {
+        tracing::warn!("the volume is over 1 TiB, the most that IEEE P1619 advises to encrypt under one key");
+    }
+    journal::sweep(&specification.state).await;
+    // In this order, so that a failure drops the socket before its directory.
+    let (private, listeners) = listen(&specification).await?;
+    steps.push(Step::now("listening"));
+    let kms = specification.provider.open(Role::Provisioner).await?;
+    let prepared = envelope::prepare(&*kms, &specification.key, &id, context).await?;
+    steps.push(Step::now("key-checked"));
+    let (store, leftover) = specification.backing.open_new(specification.layout.size.bytes())?;
+    steps.push(Step::now("backing-opened"));
+    let note = Note::new(&id, &specification.provider, &prepared, &listeners, private.as_ref(), &leftover);
+    let mut journal = match Entry::create(&specification.state, note) {
+        Ok(journal) => journal,
+        Err(error) => {
+            give_back(leftover);
+            return Err(error);
+        }
+    };
+    let (provisioned, key) = match unlock(&specification, &*kms, &prepared, &mut journal, &mut steps).await {
+        Ok(unlocked) => unlocked,
+        Err(error) => {
+            abandon(&*kms, &prepared, journal, leftover).await;
+            return Err(error);
+        }
+    };
+    let cipher = specification.implementation.cipher(&key, specification.layout.sector);
+    drop(key);
+    steps.push(Step::now("unlocked"));
+    let volume = Arc::new(EncryptedVolume::new(
+        Box::new(store),
+        cipher,
+        specification.layout.size,
+        specification.options,
+    ));
+    let export = Export {
+        name: specification.export.clone(),
+        description: format!("sealblk {id}, {}", specification.layout),
+        device: volume.clone(),
+    };
+    let uris = listeners.iter().map(|listener| listener.uri(&specification.export)).collect();
+    let socket = listeners.iter().find_map(Listener::path).map(Path::to_path_buf);
+    let (stop, stopped) = watch::channel(false);
+    let server = tokio::spawn(serve(listeners, export, Limits::default(), stopped));
+    steps.push(Step::now("serving"));
+    Ok(Running {
+        id,
+        key: prepared.key,
+        uris,
+        socket,
+        provider: specification.provider,
+        kms,
+        context: prepared.context,
+        layout: specification.layout,
+        grant_id: provisioned.grant_id,
+        token: provisioned.token,
+        volume,
+        backing: specification.backing.describe(),
+        leftover,
+        journal,
+        private,
+        stop,
+        server,
+        steps,
+    })
+}
+
+/// Makes the key and its grant, and unwraps the key through the grant.
+async fn unlock(
+    specification: &Specification,
+    kms: &dyn KeyService,
+    prepared: &Prepared,
+    journal: &mut Entry,
+    steps: &mut Vec<Step>,
+) -> Result<(Provisioned, DataKey), EngineError> {
+    let provisioned = prepared.provision(kms).await?;
+    journal.set_grant(&provisioned.grant_id)?;
+    steps.push(Step::now("provisioned"));
+    let key = isolate::unwrap(
+        &specification.helper,
+        &specification.provider,
+        &provisioned.wrapped,
+        &prepared.context,
+        Some(&provisioned.token),
+        UNWRAP_DEADLINE,
+    )
+    .await?;
+    Ok((provisioned, key))
+}
+
+/// Undoes what [`start`] made after the journal was written.
+async fn abandon(kms: &dyn KeyService, prepared: &Prepared, journal: Entry, leftover: Leftover) {
+    give_back(leftover);
+    let grant = GrantRef::Name { key: &prepared.key, name: &prepared.lease.name };
+    match kms.release(&grant).await {
+        Ok(_) => journal.remove(),
+        Err(error) => {
+            tracing::warn!(%error, "a grant may be left over; the next start or `sealblk gc` retires it")
+        }
+    }
+}
+
+fn give_back(leftover: Leftover) {
+    if let Err(error) = leftover.dispose() {
+        tracing::warn!(%error, "cannot clear the backing away");
+    }
+}
+
+async fn listen(
+    specification: &Specification,
+) -> Result<(Option<PrivateDirectory>, Vec<Listener>), EngineError> {
+    let (addresses, private) = if specification.listen.is_empty() {
+        let private = PrivateDirectory::make()?;
+        (vec![Address::Unix(private.0.join("nbd.sock"))], Some(private))
+    } else {
+        (specification.listen.clone(), None)
+    };
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        listeners.push(Listener::bind(address, specification.insecure).await?);
+    }
+    Ok((private, listeners))
+}
+
+/// A directory that nobody else can enter; removed on drop, when it is empty again.
+pub(super) struct PrivateDirectory(PathBuf);
+
+impl PrivateDirectory {
+    fn make() -> Result<Self, EngineError> {
+        let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
+        let name = format!("sealblk-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let path = parent.unwrap_or_else(std::env::temp_dir).join(name);
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|source: io::Error| EngineError::State {
+            action: "make directory",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove the socket's directory");
+        }
+    }
+}
