@@ -1,0 +1,252 @@
+//! The state directory: its lock, and files that are replaced whole.
+//!
+//! Several processes use one directory at once, so all of it is read and written under an exclusive `flock(2)`
+//! that lasts for one call. A file is written beside its place, synced and renamed over it, so a crash leaves
+//! the old or the new one; being under the lock, the name beside it can be fixed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::failure::Failure;
+use crate::secret::LockedBytes;
+
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+const LOCK: &str = "lock";
+
+/// A state directory.
+pub(crate) struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    /// Makes the directory if need be.
+    ///
+    /// # Errors
+    /// [`Failure::Storage`] if it cannot be made, or is open to other users.
+    pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(root)
+            .map_err(|error| Failure::storage("cannot make the KMS directory", root, error))?;
+        let mode = fs::metadata(root)
+            .map_err(|error| Failure::storage("cannot read the KMS directory", root, error))?
+            .permissions()
+            .mode();
+        if mode & 0o077 != 0 {
+            let why =
+                format!("its mode is {:04o}, which lets other users in; chmod it to 0700", mode & 0o7777);
+            return Err(Failure::storage("cannot keep keys in", root, why));
+        }
+        Ok(Self { root: root.into() })
+    }
+
+    /// Waits for the lock.
+    ///
+    /// # Errors
+    /// [`Failure::Storage`] if the lock file cannot be opened or locked.
+    pub(crate) fn lock(&self) -> Result<Files<'_>, Failure> {
+        let path = self.root.join(LOCK);
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(&path)
+            .map_err(|error| Failure::storage("cannot open", &path, error))?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&lock, FlockOperation::LockExclusive))
+            .map_err(|error| Failure::storage("cannot lock", &path, error))?;
+        Ok(Files { root: &self.root, _lock: lock })
+    }
+
+    /// Path of a file in the directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+}
+
+/// The directory's files, while its lock is held. Names are relative, and never come from a request unchecked.
+pub(crate) struct Files<'a> {
+    root: &'a Path,
+    _lock: File,
+}
+
+impl Files<'_> {
+    /// True if nothing but the lock is there.
+    pub(crate) fn is_new(&self) -> Result<bool, Failure> {
+        let mut entries = fs::read_dir(self.root)
+            .map_err(|error| Failure::storage("cannot read the KMS directory", self.root, error))?;
+        Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)))
+    }
+
+    /// True if the file is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.root.join(name).exists()
+    }
+
+    /// Makes a directory for files of one kind.
+    pub(crate) fn make_directory(&self, name: &str) -> Result<(), Failure> {
+        let path = self.root.join(name);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(&path)
+            .map_err(|error| Failure::storage("cannot make", &path, error))
+    }
+
+    /// Names (without the extension) of the documents in a directory, sorted.
+    pub(crate) fn list(&self, directory: &str) -> Result<Vec<String>, Failure> {
+        let path = self.root.join(directory);
+        let failed = |error: io::Error| Failure::storage("cannot list", &path, error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            names.extend(name.to_str().and_then(|name| name.strip_suffix(".json")).map(String::from));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Reads a document; `None` if there is no such file.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
+        let path = self.root.join(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::storage("cannot read", &path, error)),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|error| {
+            Failure::storage("cannot use", &path, format!("it is damaged or not the embedded KMS's: {error}"))
+        })
+    }
+
+    /// Reads a document that must be there.
+    pub(crate) fn require<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+        self.read(name)?.ok_or_else(|| {
+            Failure::storage("cannot read", &self.root.join(name), io::Error::from(io::ErrorKind::NotFound))
+        })
+    }
+
+    /// Writes a document.
+    pub(crate) fn write<T: Serialize>(&self, name: &str, document: &T) -> Result<(), Failure> {
+        let text = serde_json::to_vec_pretty(document).map_err(Failure::internal)?;
+        self.replace(name, &text)
+    }
+
+    /// Reads a secret of exactly `length` bytes into locked memory.
+    pub(crate) fn read_secret(&self, name: &str, length: usize) -> Result<LockedBytes, Failure> {
+        let path = self.root.join(name);
+        let failed = |error: io::Error| Failure::storage("cannot read", &path, error);
+        let mut file = File::open(&path).map_err(failed)?;
+        let stored = file.metadata().map_err(failed)?.len();
+        if stored != length as u64 {
+            let why = format!("it has {stored} bytes instead of {length}");
+            return Err(Failure::storage("cannot use", &path, why));
+        }
+        let mut secret = LockedBytes::zeroed(length).map_err(Failure::internal)?;
+        file.read_exact(secret.as_mut_slice()).map_err(failed)?;
+        Ok(secret)
+    }
+
+    /// Writes a secret.
+    pub(crate) fn write_secret(&self, name: &str, secret: &LockedBytes) -> Result<(), Failure> {
+        self.replace(name, secret.as_slice())
+    }
+
+    /// Removes a file; one that is gone already is fine.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), Failure> {
+        let path = self.root.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Failure::storage("cannot remove", &path, error))
+            }
+            _ => sync_parent(&path).map_err(|error| Failure::storage("cannot remove", &path, error)),
+        }
+    }
+
+    /// Appends a line, by one write.
+    pub(crate) fn append(&self, name: &str, line: &str) -> Result<(), Failure> {
+        let path = self.root.join(name);
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(FILE_MODE)
+            .open(&path)
+            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+            .map_err(|error| Failure::storage("cannot write to", &path, error))
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+        let path = self.root.join(name);
+        let beside = self.root.join(format!("{name}.tmp"));
+        let write = || -> io::Result<()> {
+            let mut file =
+                OpenOptions::new().create(true).write(true).truncate(true).mode(FILE_MODE).open(&beside)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            sync_parent(&path)
+        };
+        write().map_err(|error| Failure::storage("cannot write", &path, error))
+    }
+}
+
+/// Makes a rename or removal last.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("it is there").permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn files_are_private_and_replaced_whole() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(&parent.path().join("a/b")).expect("made");
+        let files = directory.lock().expect("locked");
+        assert!(files.is_new().expect("listed"));
+        files.write("x.json", &[1, 2]).expect("written");
+        files.write("x.json", &[3]).expect("replaced");
+        assert_eq!(files.require::<Vec<u8>>("x.json").expect("read"), [3]);
+        assert_eq!(mode(&directory.path("x.json")), 0o600);
+        assert_eq!(mode(&parent.path().join("a/b")), 0o700);
+        assert!(!directory.path("x.json.tmp").exists());
+        files.append("events", "one").expect("appended");
+        assert_eq!(mode(&directory.path("events")), 0o600);
+        files.remove("x.json").expect("removed");
+        files.remove("x.json").expect("gone already");
+        assert!(!files.has("x.json"));
+    }
+
+    #[test]
+    fn a_directory_open_to_others_is_refused() {
+        let parent = tempfile::tempdir().expect("a directory");
+        fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o750)).expect("chmod");
+        let error = Directory::open(parent.path()).err().expect("refused");
+        assert!(matches!(&error, Failure::Storage(message) if message.contains("0750")), "{error:?}");
+    }
+
+    #[test]
+    fn damage_names_the_file() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(parent.path()).expect("opened");
+        let files = directory.lock().expect("locked");
+        fs::write(directory.path("x.json"), "{").expect("written");
+        let error = files.read::<Vec<u8>>("x.json").expect_err("damaged");
+        assert!(matches!(&error, Failure::Storage(message) if message.contains("x.json")), "{error:?}");
+        let error = files.read_secret("x.json", 32).err().expect("too short");
+        assert!(matches!(&error, Failure::Storage(message) if message.contains("1 bytes")), "{error:?}");
+    }
+}

@@ -1,0 +1,5 @@
+//! stub
+/// x
+pub struct ServeOptions;
+/// x
+pub fn serve() {}

@@ -1,0 +1,405 @@
+//! Grants: making, listing, retiring, revoking.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::super::authorise::Access;
+use super::super::call::Call;
+use super::super::engine::Operation;
+use super::super::failure::Failure;
+use super::super::record::{Constraints, Grant, KeyRecord, MaterialId};
+use super::super::token::{self, Named};
+use super::super::wire::Token;
+use super::keys::Nothing;
+use super::listing::{check_marker, page};
+use super::{length_within, one_of};
+use crate::kms::KeyState;
+
+/// What a grant on a symmetric key may allow.
+const OPERATIONS: [&str; 9] = [
+    "Decrypt",
+    "Encrypt",
+    "GenerateDataKey",
+    "GenerateDataKeyWithoutPlaintext",
+    "ReEncryptFrom",
+    "ReEncryptTo",
+    "CreateGrant",
+    "RetireGrant",
+    "DescribeKey",
+];
+/// Most grants on one key (AWS KMS developer guide, "Resource quotas").
+const MAX_GRANTS: usize = 50_000;
+
+/// Gives a principal some rights.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct CreateGrant {
+    pub(crate) key_id: String,
+    pub(crate) grantee_principal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retiring_principal: Option<String>,
+    pub(crate) operations: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) constraints: Option<Constraints>,
+    #[serde(skip_serializing)]
+    pub(crate) grant_tokens: Vec<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dry_run: Option<bool>,
+}
+
+/// The grant that was made.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct GrantAnswer {
+    pub(crate) grant_id: MaterialId,
+    pub(crate) grant_token: Token,
+}
+
+impl CreateGrant {
+    fn check(&self) -> Result<(), Failure> {
+        check_principal("granteePrincipal", &self.grantee_principal)?;
+        self.retiring_principal.as_deref().map_or(Ok(()), |arn| check_principal("retiringPrincipal", arn))?;
+        length_within("operations", self.operations.len(), 1..=OPERATIONS.len())?;
+        self.operations.iter().try_for_each(|operation| one_of("operations", operation, &OPERATIONS))?;
+        if let Some(name) = &self.name {
+            let fits = name.chars().all(|c| c.is_ascii_alphanumeric() || ":/_-".contains(c));
+            length_within("name", name.len(), 1..=256)?;
+            if !fits {
+                let pattern = "satisfy regular expression pattern: ^[a-zA-Z0-9:/_-]+$";
+                return Err(Failure::constraint("name", name, pattern));
+            }
+        }
+        let constraints = self.constraints.iter().flat_map(|constraints| {
+            [&constraints.encryption_context_subset, &constraints.encryption_context_equals]
+        });
+        constraints.flatten().try_for_each(|pairs| pairs.check_constraint())
+    }
+
+    /// Checks the caller's right: by policy, or by a grant of its own that allows no less than the new one.
+    fn authorise(&self, call: &Call<'_>, record: &KeyRecord) -> Result<(), Failure> {
+        let granted = call.grants_of_tokens(record, &self.grant_tokens)?;
+        let covers = |grant: &Grant| {
+            self.operations.iter().all(|operation| grant.operations.contains(operation))
+                && (grant.constraints.is_none() || grant.constraints == self.constraints)
+        };
+        if call.principal.name.may(Self::NAME)
+            || call.granting(Self::NAME, record, &Access::default(), &granted).any(covers)
+        {
+            return Ok(());
+        }
+        Err(call.denied(Self::NAME, &record.arn, " and no grant"))
+    }
+
+    /// True if `grant` is what an earlier, identical call made.
+    fn made(&self, grant: &Grant) -> bool {
+        grant.ended.is_none()
+            && self.name.is_some()
+            && grant.name == self.name
+            && grant.grantee == self.grantee_principal
+            && grant.retiring == self.retiring_principal
+            && grant.operations == self.operations
+            && grant.constraints == self.constraints
+    }
+
+    fn grant(&self, call: &Call<'_>) -> Result<Grant, Failure> {
+        Ok(Grant {
+            id: MaterialId::random()?,
+            name: self.name.clone(),
+            grantee: self.grantee_principal.clone(),
+            retiring: self.retiring_principal.clone(),
+            operations: self.operations.clone(),
+            constraints: self.constraints.clone(),
+            issuer: call.principal.arn.clone(),
+            created: call.now,
+            ended: None,
+        })
+    }
+}
+
+/// Checks a principal's form: an account, an IAM or STS ARN, or an AWS service.
+fn check_principal(field: &str, principal: &str) -> Result<(), Failure> {
+    length_within(field, principal.len(), 1..=256)?;
+    let characters = principal.chars().all(|c| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c));
+    let account = principal.len() == 12 && principal.bytes().all(|byte| byte.is_ascii_digit());
+    let arn = ["arn:aws:iam::", "arn:aws:sts::"].iter().any(|prefix| principal.starts_with(prefix));
+    if characters && (account || arn || principal.ends_with(".amazonaws.com")) {
+        return Ok(());
+    }
+    Err(Failure::new("InvalidArnException", format!("ARN does not refer to a valid principal: {principal}")))
+}
+
+impl Operation for CreateGrant {
+    const NAME: &'static str = "CreateGrant";
+    const READ_ONLY: bool = false;
+    type Answer = GrantAnswer;
+
+    fn run(&self, call: &mut Call<'_>) -> Result<GrantAnswer, Failure> {
+        self.check()?;
+        let mut record = call.key(&self.key_id)?;
+        self.authorise(call, &record)?;
+        record.require_symmetric(Self::NAME)?;
+        record.require_state(&[KeyState::Enabled, KeyState::Unavailable])?;
+        let known = record.grants.iter().find(|grant| self.made(grant)).map(|grant| grant.id);
+        if known.is_none() && record.grants.iter().filter(|grant| grant.ended.is_none()).count() >= MAX_GRANTS
+        {
+            let message = format!("{} has {MAX_GRANTS} grants, the most a key can have.", record.arn);
+            return Err(Failure::new("LimitExceededException", message));
+        }
+        call.dry_run(self.dry_run)?;
+        let grant_id = match known {
+            Some(id) => id,
+            None => {
+                let grant = self.grant(call)?;
+                let id = grant.id;
+                record.grants.push(grant);
+                call.save(&record)?;
+                id
+            }
+        };
+        let grant_token = Named { key: record.id, grant: grant_id }.issue(&call.token_secret()?)?;
+        call.effects.response = Some(json!({"grantId": grant_id, "keyId": record.arn}));
+        Ok(GrantAnswer { grant_id, grant_token })
+    }
+}
+
+/// Lists a key's grants.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ListGrants {
+    pub(crate) key_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grant_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grantee_principal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limit: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) marker: Option<String>,
+}
+
+/// Lists the grants that a principal may retire, over all keys.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ListRetirableGrants {
+    pub(crate) retiring_principal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) limit: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) marker: Option<String>,
+}
+
+/// Some grants.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct GrantsAnswer {
+    pub(crate) grants: Vec<GrantEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) next_marker: Option<String>,
+    pub(crate) truncated: bool,
+}
+
+/// One grant.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct GrantEntry {
+    pub(crate) key_id: String,
+    pub(crate) grant_id: MaterialId,
+    /// Empty for a grant without a name.
+    pub(crate) name: String,
+    #[serde(with = "time::serde::timestamp")]
+    pub(crate) creation_date: OffsetDateTime,
+    pub(crate) grantee_principal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retiring_principal: Option<String>,
+    pub(crate) issuing_account: String,
+    pub(crate) operations: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) constraints: Option<Constraints>,
+}
+
+/// Lists in the order of the grants' ids. A grant that has ended is not listed, even while it lingers.
+fn list<'r>(
+    call: &Call<'_>,
+    grants: impl Iterator<Item = (&'r KeyRecord, &'r Grant)>,
+    limit: Option<u16>,
+    marker: &Option<String>,
+) -> Result<GrantsAnswer, Failure> {
+    let mut live: Vec<_> = grants.filter(|(_, grant)| grant.ended.is_none()).collect();
+    live.sort_by_key(|(_, grant)| grant.id.to_string());
+    let page = page(live, |(_, grant)| grant.id.to_string(), limit, check_marker(marker)?)?;
+    let entries = page.entries.into_iter().map(|(record, grant)| GrantEntry {
+        key_id: record.arn.clone(),
+        grant_id: grant.id,
+        name: grant.name.clone().unwrap_or_default(),
+        creation_date: grant.created,
+        grantee_principal: grant.grantee.clone(),
+        retiring_principal: grant.retiring.clone(),
+        issuing_account: format!("arn:aws:iam::{}:root", call.identity.account),
+        operations: grant.operations.clone(),
+        constraints: grant.constraints.clone(),
+    });
+    let truncated = page.next_marker.is_some();
+    Ok(GrantsAnswer { grants: entries.collect(), next_marker: page.next_marker, truncated })
+}
+
+impl Operation for ListGrants {
+    const NAME: &'static str = "ListGrants";
+    const READ_ONLY: bool = true;
+    type Answer = GrantsAnswer;
+
+    fn run(&self, call: &mut Call<'_>) -> Result<GrantsAnswer, Failure> {
+        let wanted = self.grant_id.as_deref().map(grant_id).transpose()?;
+        let record = call.key(&self.key_id)?;
+        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        let grants = record.grants.iter().filter(|grant| {
+            wanted.is_none_or(|id| grant.id == id)
+                && self.grantee_principal.as_ref().is_none_or(|grantee| grant.grantee == *grantee)
+        });
+        list(call, grants.map(|grant| (&record, grant)), self.limit, &self.marker)
+    }
+}
+
+impl Operation for ListRetirableGrants {
+    const NAME: &'static str = "ListRetirableGrants";
+    const READ_ONLY: bool = true;
+    type Answer = GrantsAnswer;
+
+    fn run(&self, call: &mut Call<'_>) -> Result<GrantsAnswer, Failure> {
+        check_principal("retiringPrincipal", &self.retiring_principal)?;
+        call.authorise_by_policy(Self::NAME, "*")?;
+        let records = call.all_keys()?;
+        let grants = records.iter().flat_map(|record| record.grants.iter().map(move |grant| (record, grant)));
+        let wanted = grants.filter(|(_, grant)| grant.retiring.as_ref() == Some(&self.retiring_principal));
+        list(call, wanted, self.limit, &self.marker)
+    }
+}
+
+/// Ends a grant, as one who may retire it.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct RetireGrant {
+    #[serde(skip_serializing)]
+    pub(crate) grant_token: Option<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) grant_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dry_run: Option<bool>,
+}
+
+/// Ends a grant, as one who rules the key.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct RevokeGrant {
+    pub(crate) key_id: String,
+    pub(crate) grant_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dry_run: Option<bool>,
+}
+
+fn grant_id(text: &str) -> Result<MaterialId, Failure> {
+    text.parse()
+        .map_err(|_| Failure::new("InvalidGrantIdException", format!("The grant ID '{text}' is not valid.")))
+}
+
+/// The live grant of this id.
+fn live(record: &KeyRecord, id: MaterialId) -> Option<&Grant> {
+    record.grants.iter().find(|grant| grant.id == id && grant.ended.is_none())
+}
+
+fn no_such_grant(record: &KeyRecord, id: MaterialId) -> Failure {
+    Failure::not_found(format!("Grant {id} on {} is not found.", record.arn))
+}
+
+/// Ends a grant: at once, or once the propagation delay is over.
+fn end(
+    call: &mut Call<'_>,
+    mut record: KeyRecord,
+    id: MaterialId,
+    at_once: bool,
+) -> Result<Nothing, Failure> {
+    if at_once {
+        record.grants.retain(|grant| grant.id != id);
+    } else {
+        let ending = record.grants.iter_mut().filter(|grant| grant.id == id);
+        ending.for_each(|grant| grant.ended = Some(call.now));
+    }
+    call.save(&record)?;
+    call.effects.response = Some(json!({"keyId": record.arn}));
+    Ok(Nothing {})
+}
+
+impl RetireGrant {
+    /// The grant, by its token or by its key and id.
+    fn find(&self, call: &mut Call<'_>) -> Result<(KeyRecord, Grant), Failure> {
+        match (&self.grant_token, &self.key_id, &self.grant_id) {
+            (Some(token), None, None) => {
+                length_within("grantToken", token.0.len(), 1..=8192)?;
+                let named = Named::verify(token, &call.token_secret()?)?;
+                find_by_token(call, named.key, named.grant)
+            }
+            (None, Some(key), Some(id)) => {
+                let id = grant_id(id)?;
+                let record = call.key(key)?;
+                let grant = live(&record, id).cloned().ok_or_else(|| no_such_grant(&record, id))?;
+                Ok((record, grant))
+            }
+            _ => Err(Failure::validation("Please specify either a grant token, or a key ID and a grant ID.")),
+        }
+    }
+
+    fn authorise(call: &Call<'_>, record: &KeyRecord, grant: &Grant) -> Result<(), Failure> {
+        let caller = &call.principal.arn;
+        let as_grantee = grant.grantee == *caller && grant.operations.iter().any(|name| name == Self::NAME);
+        if grant.retiring.as_ref() == Some(caller) || as_grantee || call.principal.name.may(Self::NAME) {
+            return Ok(());
+        }
+        Err(call.denied(Self::NAME, &record.arn, " and no grant"))
+    }
+}
+
+fn find_by_token(call: &mut Call<'_>, key: Uuid, id: MaterialId) -> Result<(KeyRecord, Grant), Failure> {
+    let record = call.load(key)?.ok_or_else(token::invalid)?;
+    call.touch(&record);
+    let grant = live(&record, id).cloned().ok_or_else(token::invalid)?;
+    Ok((record, grant))
+}
+
+impl Operation for RetireGrant {
+    const NAME: &'static str = "RetireGrant";
+    const READ_ONLY: bool = false;
+    type Answer = Nothing;
+
+    fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
+        let (record, grant) = self.find(call)?;
+        call.effects.additional.insert("grantId".into(), json!(grant.id));
+        Self::authorise(call, &record, &grant)?;
+        call.dry_run(self.dry_run)?;
+        end(call, record, grant.id, self.grant_token.is_some())
+    }
+
+    /// CloudTrail shows none, whichever way the grant was named.
+    fn parameters(&self) -> Result<Value, Failure> {
+        Ok(Value::Null)
+    }
+}
+
+impl Operation for RevokeGrant {
+    const NAME: &'static str = "RevokeGrant";
+    const READ_ONLY: bool = false;
+    type Answer = Nothing;
+
+    fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
+        let id = grant_id(&self.grant_id)?;
+        let record = call.key(&self.key_id)?;
+        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        live(&record, id).ok_or_else(|| no_such_grant(&record, id))?;
+        call.dry_run(self.dry_run)?;
+        end(call, record, id, false)
+    }
+}
