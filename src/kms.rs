@@ -14,6 +14,7 @@ pub mod local;
 mod types;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,21 @@ pub enum Provider {
     },
     /// AWS KMS, or what speaks its protocol.
     Aws(aws::Settings),
+}
+
+impl Provider {
+    /// Opens the service under `role`'s identity; calls no KMS.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Config`] for settings that cannot work.
+    pub async fn open(&self, role: Role) -> Result<Arc<dyn KeyService>, KmsError> {
+        match self {
+            Self::Local { .. } => {
+                Err(KmsError::new("configuration", ErrorClass::Config, "the embedded KMS is not built in"))
+            }
+            Self::Aws(settings) => Ok(Arc::new(aws::AwsKms::open(settings, role).await?)),
+        }
+    }
 }
 
 /// On whose behalf a service is used.

@@ -1,6 +1,46 @@
 //! AWS KMS through the AWS SDK.
+//!
+//! A [`session`] is one identity's client: how it is configured, and what happens to a call around the SDK's own
+//! retries. One file per group of calls stands on it: [`health`], [`data_key`], [`grant`], [`preflight`],
+//! [`identity`]. [`failure`] is the only place that reads the SDK's errors, [`retry`] the only one that differs
+//! with it about retries, [`endpoint`] the only one that decides where requests go.
+//!
+//! What the environment may decide: credentials, profile, region, proxy, FIPS and dual-stack endpoints. What it
+//! may not: the address of KMS (`AWS_ENDPOINT_URL*`, `endpoint_url` of a profile), because whoever sets it would
+//! be handed the calls, unseen.
 
+mod data_key;
+mod endpoint;
+mod failure;
+mod grant;
+mod health;
+mod identity;
+mod preflight;
+mod retry;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+use self::session::{Connector, Session};
+use super::{
+    Caps, EncryptionContext, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyService, KmsError, Lease,
+    LeaseSpec, Parties, Preflight, Released, Role, WrappedKey,
+};
+use crate::secret::DataKey;
+
+/// Targets of the log events of the SDK and of the HTTP and TLS layers below it, as prefixes.
+///
+/// A log must cap these at `info` whatever level the user asks for: below it the SDK prints requests, grant
+/// tokens among them, and with `LOG_SENSITIVE_BODIES=true` in the environment the answer to Decrypt.
+pub const SDK_LOG_TARGETS: [&str; 6] = ["aws_", "hyper", "h2", "rustls", "tower", "log"];
+
+/// Longest wrapped key in bytes (API reference, Decrypt, CiphertextBlob).
+const MAX_WRAPPED: usize = 6144;
 
 /// How AWS KMS is reached. Holds no credentials: those come from the SDK's default chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +56,115 @@ pub struct Settings {
     pub provisioner_profile: Option<String>,
     /// Profile of the shared configuration files for the host's call (Decrypt).
     pub host_profile: Option<String>,
-    /// Seconds for one attempt of a call.
+    /// Seconds for one attempt of a call; 10 if not given.
     pub attempt_timeout: Option<u64>,
-    /// Seconds for a call with all its retries.
+    /// Seconds for a call with all its retries; 60 if not given.
     pub deadline: Option<u64>,
+}
+
+impl Settings {
+    fn profile(&self, role: Role) -> Option<&str> {
+        match role {
+            Role::Provisioner => self.provisioner_profile.as_deref(),
+            Role::Host => self.host_profile.as_deref(),
+        }
+    }
+
+    fn attempt_timeout(&self) -> Duration {
+        Duration::from_secs(self.attempt_timeout.unwrap_or(10))
+    }
+
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(self.deadline.unwrap_or(60))
+    }
+}
+
+/// AWS KMS under one identity.
+pub struct AwsKms {
+    session: Session,
+}
+
+impl AwsKms {
+    /// Reads the SDK's configuration for `role`. Calls neither KMS nor STS; without a region in `settings`, in the
+    /// environment or in the profile, the instance metadata service is asked for one.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Config`](super::ErrorClass::Config) without a region, or for an endpoint that may not be used.
+    pub async fn open(settings: &Settings, role: Role) -> Result<Self, KmsError> {
+        Self::connect(Connector::new(settings.clone()), role).await
+    }
+
+    async fn connect(connector: Connector, role: Role) -> Result<Self, KmsError> {
+        Ok(Self { session: Session::open(connector, role).await? })
+    }
+}
+
+#[async_trait]
+impl KeyService for AwsKms {
+    fn caps(&self) -> Caps {
+        Caps { binds_context: true, grants: true, max_wrapped: MAX_WRAPPED }
+    }
+
+    async fn parties(&self) -> Result<Parties, KmsError> {
+        identity::parties(self.session.connector()).await
+    }
+
+    async fn health(&self, key: &KeyRef) -> Result<KeyHealth, KmsError> {
+        health::describe(&self.session, key).await
+    }
+
+    async fn preflight(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        lease: &LeaseSpec,
+    ) -> Result<Preflight, KmsError> {
+        Ok(preflight::run(&self.session, key, context, lease).await)
+    }
+
+    async fn generate(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        length: u16,
+    ) -> Result<WrappedKey, KmsError> {
+        data_key::generate(&self.session, key, context, length).await
+    }
+
+    async fn lease(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        spec: &LeaseSpec,
+    ) -> Result<Lease, KmsError> {
+        grant::create(&self.session, key, context, spec).await
+    }
+
+    async fn unwrap(
+        &self,
+        wrapped: &WrappedKey,
+        context: &EncryptionContext,
+        token: Option<&GrantToken>,
+    ) -> Result<DataKey, KmsError> {
+        data_key::unwrap(&self.session, wrapped, context, token).await
+    }
+
+    async fn rewrap(
+        &self,
+        wrapped: &WrappedKey,
+        from: &EncryptionContext,
+        to: &KeyArn,
+        context: &EncryptionContext,
+    ) -> Result<WrappedKey, KmsError> {
+        data_key::rewrap(&self.session, wrapped, from, to, context).await
+    }
+
+    async fn release(&self, grant: &GrantRef) -> Result<Released, KmsError> {
+        grant::release(&self.session, grant).await
+    }
+}
+
+/// A context as the SDK wants it.
+fn pairs(context: &EncryptionContext) -> std::collections::HashMap<String, String> {
+    context.pairs().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::secret::SecretError;
+
 /// What an error means for the caller. Each class has its exit code and its advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorClass {
@@ -132,11 +134,27 @@ impl KmsError {
         }
     }
 
+    /// A data key that `call` brought but that could not be kept: no lockable memory, or not an XTS key.
+    pub fn of_secret(call: &str, error: &SecretError) -> Self {
+        let class = match error {
+            SecretError::Lock { .. } => ErrorClass::Config,
+            SecretError::Length { .. } | SecretError::EqualHalves => ErrorClass::Nonsense,
+            SecretError::Read(_) => ErrorClass::Unreachable,
+        };
+        Self::new(call, class, error.to_string())
+    }
+
     /// Names the key.
     #[must_use]
     pub fn on_key(mut self, key: &str) -> Self {
         self.key = Some(key.into());
         self
+    }
+
+    /// Credentials that are not accepted are [`ErrorClass::Denied`] too, but no permission would help there.
+    fn lacks_permission(&self) -> bool {
+        self.class == ErrorClass::Denied
+            && self.code.as_ref().is_some_and(|code| code.starts_with("AccessDenied"))
     }
 }
 
@@ -152,7 +170,7 @@ impl fmt::Display for KmsError {
         write!(f, ": {}", self.message)?;
         let details: Vec<String> = [
             self.code.clone(),
-            (self.class == ErrorClass::Denied).then(|| format!("missing permission kms:{}", self.call)),
+            self.lacks_permission().then(|| format!("missing permission kms:{}", self.call)),
             self.request_id.as_ref().map(|id| format!("request {id}")),
         ]
         .into_iter()

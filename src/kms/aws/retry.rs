@@ -1,0 +1,53 @@
+//! Where this program differs with the SDK about which errors to retry.
+//!
+//! The SDK retries, with exponential jittered backoff: no connection and no answer, HTTP 500, 502, 503 and 504,
+//! and the error codes of throttling. All KMS calls are safe to repeat, CreateGrant because grants are named.
+
+use aws_sdk_kms::config::interceptors::InterceptorContext;
+use aws_sdk_kms::config::retry::{ClassifyRetry, RetryAction};
+use aws_sdk_kms::error::{ErrorMetadata, ProvideErrorMetadata};
+use aws_sdk_kms::operation::create_grant::CreateGrantError;
+use aws_sdk_kms::operation::decrypt::DecryptError;
+use aws_sdk_kms::operation::generate_data_key_without_plaintext::GenerateDataKeyWithoutPlaintextError;
+use aws_sdk_kms::operation::re_encrypt::ReEncryptError;
+
+/// Overrules the SDK's classifiers: it runs after them.
+#[derive(Debug)]
+pub(super) struct KmsRetry;
+
+impl ClassifyRetry for KmsRetry {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let Some(error) = metadata(context) else { return RetryAction::NoActionIndicated };
+        match error.code() {
+            // The SDK takes it for throttling; in KMS it is the quota of grants per key, which no wait changes.
+            Some("LimitExceededException") => RetryAction::RetryForbidden,
+            Some("KMSInvalidStateException") if passes_soon(error) => RetryAction::server_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "KMS error code"
+    }
+}
+
+/// The states Creating and Updating end by themselves; Disabled, PendingDeletion and the others do not.
+fn passes_soon(error: &ErrorMetadata) -> bool {
+    let message = error.message().unwrap_or_default().to_lowercase();
+    message.contains("creating") || message.contains("updating")
+}
+
+fn metadata(context: &InterceptorContext) -> Option<&ErrorMetadata> {
+    metadata_of::<DecryptError>(context)
+        .or_else(|| metadata_of::<CreateGrantError>(context))
+        .or_else(|| metadata_of::<GenerateDataKeyWithoutPlaintextError>(context))
+        .or_else(|| metadata_of::<ReEncryptError>(context))
+}
+
+fn metadata_of<E>(context: &InterceptorContext) -> Option<&ErrorMetadata>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let error = context.output_or_error()?.err()?.as_operation_error()?;
+    error.downcast_ref::<E>().map(ProvideErrorMetadata::meta)
+}

@@ -1,0 +1,1 @@
+//! AWS KMS calls over real HTTP.

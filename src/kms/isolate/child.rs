@@ -1,0 +1,104 @@
+//! The side that talks to the KMS.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+use zeroize::Zeroizing;
+
+use super::{ERROR_FOLLOWS, Incoming, KEY_FOLLOWS, MAX_REQUEST};
+use crate::kms::{ErrorClass, GrantToken, KmsError, Role};
+use crate::secret::{DataKey, harden_process};
+
+/// The whole of the hidden command: hardens the process, answers one request on stdin and stdout.
+///
+/// The caller must log to stderr only, and end the process afterwards.
+///
+/// # Errors
+/// The process could not be hardened, or nobody took the answer. A failed unwrap is an answer.
+pub async fn serve_stdio() -> io::Result<()> {
+    // A parent that dies before this line closes both pipes: the request is cut short or the answer goes nowhere.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    harden_process()?;
+    // Not through std's handles, which buffer: the key would stay in their heap.
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    serve(input, output).await
+}
+
+/// Answers one request.
+async fn serve(input: impl Read, mut output: impl Write) -> io::Result<()> {
+    match answer(input).await {
+        Ok(key) => {
+            output.write_all(&[KEY_FOLLOWS])?;
+            output.write_all(key.expose())?;
+        }
+        Err(error) => {
+            output.write_all(&[ERROR_FOLLOWS])?;
+            output.write_all(&serde_json::to_vec(&error)?)?;
+        }
+    }
+    output.flush()
+}
+
+async fn answer(input: impl Read) -> Result<DataKey, KmsError> {
+    let Incoming { provider, wrapped, context, token } = read_request(input)?;
+    let token = token.map(GrantToken::new);
+    provider.open(Role::Host).await?.unwrap(&wrapped, &context, token.as_ref()).await
+}
+
+fn read_request(input: impl Read) -> Result<Incoming, KmsError> {
+    let refuse = |why: String| KmsError::new("Decrypt", ErrorClass::Config, why);
+    // One byte of room beyond the limit shows that it was passed; the buffer never grows, as growing would leave
+    // copies of the token behind.
+    let mut json = Zeroizing::new(Vec::with_capacity(MAX_REQUEST + 1));
+    input
+        .take(MAX_REQUEST as u64 + 1)
+        .read_to_end(&mut json)
+        .map_err(|error| refuse(format!("cannot read the request: {error}")))?;
+    if json.len() > MAX_REQUEST {
+        return Err(refuse("the request is longer than 64 KiB".into()));
+    }
+    // serde's messages may quote the input, so only the place is told.
+    serde_json::from_slice(&json)
+        .map_err(|error| refuse(format!("the request cannot be read (column {})", error.column())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kms::isolate::Outgoing;
+    use crate::kms::{EncryptionContext, KeyArn, Provider, WrappedKey, aws};
+
+    async fn refusal(input: &[u8]) -> KmsError {
+        let mut output = Vec::new();
+        serve(input, &mut output).await.expect("a Vec takes everything");
+        assert_eq!(output[0], ERROR_FOLLOWS);
+        serde_json::from_slice(&output[1..]).expect("an error as JSON")
+    }
+
+    #[tokio::test]
+    async fn refuses_what_is_no_request_and_quotes_none_of_it() {
+        let long = format!("\"{}\"", "secret-token".repeat(10_000));
+        for input in ["", "{", "null", "{\"token\":\"secret-token\"}", "\"secret-token\"", &long] {
+            let error = refusal(input.as_bytes()).await;
+            assert_eq!(error.class, ErrorClass::Config);
+            assert!(!error.message.contains("secret"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_with_the_providers_error() {
+        let settings = aws::Settings { endpoint: Some("http://example.com".into()), ..Default::default() };
+        let request = Outgoing {
+            provider: &Provider::Aws(settings),
+            wrapped: &WrappedKey { key: KeyArn::new("arn"), blob: vec![1], material: None },
+            context: &EncryptionContext::default(),
+            token: Some("secret-token"),
+        };
+        let error = refusal(&serde_json::to_vec(&request).expect("JSON")).await;
+        assert_eq!(error.class, ErrorClass::Config);
+        assert!(error.message.contains("loopback"), "{error}");
+    }
+}
