@@ -54,7 +54,7 @@ enum Command {
     /// Write man pages
     Man(manual::ManArgs),
     /// Unwrap a data key for the parent process
-    #[command(name = isolate::COMMAND, hide = true)]
+    #[command(name = isolate::HIDDEN_COMMAND, hide = true)]
     Unwrap,
 }
 

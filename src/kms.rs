@@ -108,17 +108,17 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// Opens the service under `role`'s identity; calls no KMS.
+    /// Opens the service under `role`'s identity. Makes the embedded KMS's directory if it is missing;
+    /// calls no network.
     ///
     /// # Errors
-    /// [`ErrorClass::Config`] for settings that cannot work.
+    /// [`ErrorClass::Config`] for settings that cannot work, [`ErrorClass::Storage`] for a state directory that
+    /// cannot be used.
     pub async fn open(&self, role: Role) -> Result<Arc<dyn KeyService>, KmsError> {
-        match self {
-            Self::Local { .. } => {
-                Err(KmsError::new("configuration", ErrorClass::Config, "the embedded KMS is not built in"))
-            }
-            Self::Aws(settings) => Ok(Arc::new(aws::AwsKms::open(settings, role).await?)),
-        }
+        Ok(match self {
+            Self::Local { directory } => Arc::new(local::LocalKms::open(directory, role)?),
+            Self::Aws(settings) => Arc::new(aws::AwsKms::open(settings, role).await?),
+        })
     }
 }
 

@@ -141,7 +141,7 @@ pub(super) fn run(args: RunArgs, state: PathBuf) -> Result<ExitCode, Failure> {
 /// The hidden command behind [`isolate::unwrap`].
 pub(super) fn unwrap() -> Result<ExitCode, Failure> {
     runtime()?
-        .block_on(isolate::serve(io::stdin(), io::stdout()))
+        .block_on(isolate::serve_stdio())
         .map_err(|source| Failure::Process { action: "answer the parent process", source })?;
     Ok(ExitCode::SUCCESS)
 }
