@@ -1,0 +1,45 @@
+# One profile (release) serves every target, so that dependencies are compiled once.
+
+CARGO ?= cargo
+SHELL_SCRIPTS := $(shell grep -rlE '^\#!.*\bbash' .ci scripts tests --include='*' --exclude='*.rs' --exclude='*.md')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint audit bench build doc
+
+help: ## List these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: ## Set up, build, and show one volume's life on the embedded KMS
+	scripts/setup demo
+	$(CARGO) build --release --locked
+	scripts/demo
+
+test: ## Set up and run every test
+	scripts/setup test
+	$(CARGO) test --release --locked
+
+lint: ## Format, clippy, documentation, dependencies, layers and scripts
+	scripts/setup lint
+	$(CARGO) fmt --check
+	@for script in $(SHELL_SCRIPTS); do echo "bash -n $$script"; bash -n "$$script" || exit 1; done
+	shellcheck $(SHELL_SCRIPTS)
+	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) clippy --release --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps
+	$(CARGO) test --release --locked --test tidy
+
+audit: ## Check dependencies against the RustSec advisories (needs network access to them)
+	scripts/setup lint
+	$(CARGO) deny --locked check advisories
+
+bench: ## Run the benchmarks
+	scripts/setup build
+	$(CARGO) bench --locked --bench '*'
+
+build: ## Build the binary, target/release/sealblk
+	scripts/setup build
+	$(CARGO) build --release --locked
+
+doc: ## Build the library's documentation into target/doc
+	scripts/setup build
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps
