@@ -32,6 +32,10 @@ pub struct Cli {
     #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+
     /// Log level of sealblk itself: off, error, warn, info, debug or trace; logs go to stderr
     #[arg(long, global = true, env = "SEALBLK_LOG", default_value = "warn", value_name = "LEVEL")]
     log: LevelFilter,
@@ -63,9 +67,9 @@ pub fn main(cli: Cli) -> ExitCode {
     telemetry::init(cli.log);
     let state = cli.state_dir.unwrap_or_else(options::default_state);
     let result = match cli.command {
-        Command::Run(args) => run::run(*args, state),
-        Command::Gc(args) => gc::gc(&args, &state),
-        Command::Kms(args) => kms::kms(args, &state),
+        Command::Run(args) => run::run(*args, state, cli.json),
+        Command::Gc(args) => gc::gc(&args, &state, cli.json),
+        Command::Kms(args) => kms::kms(args, &state, cli.json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
         Command::Unwrap => run::unwrap(),

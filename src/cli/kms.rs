@@ -22,10 +22,6 @@ pub(super) struct KmsArgs {
     #[arg(long, global = true, env = "SEALBLK_KMS_DIR", value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-
     #[command(subcommand)]
     command: KmsCommand,
 }
@@ -107,10 +103,9 @@ impl From<PrincipalArg> for PrincipalName {
     }
 }
 
-pub(super) fn kms(args: KmsArgs, state: &Path) -> Result<ExitCode, Failure> {
+pub(super) fn kms(args: KmsArgs, state: &Path, json: bool) -> Result<ExitCode, Failure> {
     let directory = args.dir.unwrap_or_else(|| options::local_kms(state));
     let admin = Admin::open(&directory)?;
-    let json = args.json;
     match args.command {
         KmsCommand::Create { alias, description } => {
             show(&[admin.create(&description, alias.as_deref())?], json);
@@ -126,7 +121,7 @@ pub(super) fn kms(args: KmsArgs, state: &Path) -> Result<ExitCode, Failure> {
         KmsCommand::Events => events(&admin, json)?,
         KmsCommand::Credentials { principal } => credentials(&admin, principal.into(), json)?,
         KmsCommand::Serve { listen, insecure, control } => {
-            let options = { let _ = (control, insecure); ServeOptions {} };
+            let options = ServeOptions { faults: control, insecure };
             run::runtime()?.block_on(serve_http(&admin, &listen, options, json))?;
         }
     }
@@ -227,6 +222,9 @@ async fn serve_http(admin: &Admin, listen: &str, options: ServeOptions, json: bo
     }
     // Whoever waits for the endpoint reads it from a pipe.
     let _ = std::io::stdout().flush();
-    let _ = (admin, options, listener); signals.next().await; let _ = serve;
+    serve(admin, listener, options, async {
+        signals.next().await;
+    })
+    .await?;
     Ok(())
 }

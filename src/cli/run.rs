@@ -79,10 +79,6 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
 
-    /// Print events as JSON, one object a line
-    #[arg(long)]
-    json: bool,
-
     #[command(flatten)]
     kms: KmsOptions,
 
@@ -127,12 +123,12 @@ impl RunArgs {
     }
 }
 
-pub(super) fn run(args: RunArgs, state: PathBuf) -> Result<ExitCode, Failure> {
+pub(super) fn run(args: RunArgs, state: PathBuf, json: bool) -> Result<ExitCode, Failure> {
     let specification = args.specification(state)?;
     let record = args.record.as_deref().map(open_record).transpose()?;
     let hardening = harden()?;
     let runtime = runtime()?;
-    let result = runtime.block_on(run_volume(&args, specification, record, &hardening));
+    let result = runtime.block_on(run_volume(&args, json, specification, record, &hardening));
     // A helper that still waits for a KMS must not hold the exit up.
     runtime.shutdown_background();
     result
@@ -170,6 +166,7 @@ fn open_record(path: &Path) -> Result<File, Failure> {
 
 async fn run_volume(
     args: &RunArgs,
+    json: bool,
     specification: Specification,
     record: Option<File>,
     hardening: &Hardening,
@@ -185,7 +182,7 @@ async fn run_volume(
             return Ok(signal.exit_code());
         }
     };
-    announce(args, &running);
+    announce(args, json, &running);
     let child = match args.command.split_first() {
         None => Ok(None),
         Some((program, arguments)) => spawn(program, arguments, &running, args, hardening).map(Some),
@@ -198,12 +195,12 @@ async fn run_volume(
         Err(ended) => ended,
     };
     let teardown = running.teardown(ended.reason).await;
-    report(args, &teardown, record)?;
+    report(args, json, &teardown, record)?;
     Ok(ended.code)
 }
 
-fn announce(args: &RunArgs, running: &Running) {
-    if args.json {
+fn announce(args: &RunArgs, json: bool, running: &Running) {
+    if json {
         let details = json!({
             "volume": running.id,
             "kms_key": running.key,
@@ -286,7 +283,7 @@ fn code_of(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn report(args: &RunArgs, record: &Record, file: Option<File>) -> Result<(), Failure> {
+fn report(args: &RunArgs, json: bool, record: &Record, file: Option<File>) -> Result<(), Failure> {
     let line = Event { event: "teardown", details: record }.json();
     match (file, &args.record) {
         (Some(mut file), Some(path)) => {
@@ -296,12 +293,12 @@ fn report(args: &RunArgs, record: &Record, file: Option<File>) -> Result<(), Fai
                 output::note(&line);
                 Failure::File { action: "write record", what: path.display().to_string(), source }
             })?;
-            if args.json {
+            if json {
                 output::line(line);
             }
         }
         // The command may have used stdout for its own output.
-        _ if !args.command.is_empty() && !args.json => output::note(line),
+        _ if !args.command.is_empty() && !json => output::note(line),
         _ => output::line(line),
     }
     Ok(())

@@ -11,12 +11,12 @@ use tokio::sync::watch;
 
 use super::journal::{self, Entry, Note};
 use super::{EngineError, Running, Specification, Step};
-use crate::envelope::{self, Prepared, Provisioned, VolumeId};
+use crate::envelope::{self, Layout, Prepared, Provisioned, VolumeId};
 use crate::geometry::VolumeSize;
 use crate::kms::{GrantRef, KeyService, Role, isolate};
 use crate::nbd::server::{Address, Export, Limits, Listener, serve};
 use crate::secret::DataKey;
-use crate::store::Leftover;
+use crate::store::{FileStore, Leftover};
 use crate::volume::EncryptedVolume;
 
 /// For the helper that unwraps the key, the KMS's own deadline included.
@@ -31,9 +31,6 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     let id = VolumeId::random();
     let mut steps = vec![Step::now("started")];
     let context = envelope::bind(&specification.key.context, &id, specification.layout)?;
-    if specification.layout.size.bytes() > VolumeSize::ADVISED {
-        tracing::warn!("the volume is over 1 TiB, the most that IEEE P1619 advises to encrypt under one key");
-    }
     journal::sweep(&specification.state).await;
     // In this order, so that a failure drops the socket before its directory.
     let (private, listeners) = listen(&specification).await?;
@@ -97,6 +94,17 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
         server,
         steps,
     })
+}
+
+/// Keys the cipher and wipes the raw key.
+fn open_volume(specification: &Specification, store: FileStore, key: DataKey) -> EncryptedVolume {
+    let Layout { sector, size } = specification.layout;
+    if size.bytes() > VolumeSize::ADVISED {
+        tracing::warn!("the volume is over 1 TiB, the most that IEEE P1619 advises to encrypt under one key");
+    }
+    let cipher = specification.implementation.cipher(&key, sector);
+    drop(key);
+    EncryptedVolume::new(Box::new(store), cipher, size, specification.options)
 }
 
 /// Makes the key and its grant, and unwraps the key through the grant.

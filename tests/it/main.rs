@@ -1,0 +1,6 @@
+//! Black-box tests: the built binary, driven by real clients.
+//!
+//! One test crate with a module per behaviour, since every crate links the whole program anew.
+
+mod support;
+mod volume_life;
