@@ -4,7 +4,7 @@
 //! that lasts for one call. A file is written beside its place, synced and renamed over it, so a crash leaves
 //! the old or the new one; being under the lock, the name beside it can be fixed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -26,24 +26,21 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Makes the directory if need be.
+    /// Makes the directory if need be, and keeps other users out of one that is empty.
     ///
     /// # Errors
-    /// [`Failure::Storage`] if it cannot be made, or is open to other users.
+    /// [`Failure::Storage`] if it cannot be made, or has files that other users may have seen.
     pub(crate) fn open(root: &Path) -> Result<Self, Failure> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(root)
-            .map_err(|error| Failure::storage("cannot make the KMS directory", root, error))?;
-        let mode = fs::metadata(root)
-            .map_err(|error| Failure::storage("cannot read the KMS directory", root, error))?
-            .permissions()
-            .mode();
+        let failed = |error: io::Error| Failure::storage("cannot use the KMS directory", root, error);
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root).map_err(failed)?;
+        let mode = fs::metadata(root).map_err(failed)?.permissions().mode();
         if mode & 0o077 != 0 {
-            let why =
-                format!("its mode is {:04o}, which lets other users in; chmod it to 0700", mode & 0o7777);
-            return Err(Failure::storage("cannot keep keys in", root, why));
+            if !is_new(root)? {
+                let why =
+                    format!("its mode is {:04o}, which lets other users in; chmod it to 0700", mode & 0o7777);
+                return Err(Failure::storage("cannot keep keys in", root, why));
+            }
+            fs::set_permissions(root, Permissions::from_mode(DIRECTORY_MODE)).map_err(failed)?;
         }
         Ok(Self { root: root.into() })
     }
@@ -81,9 +78,7 @@ pub(crate) struct Files<'a> {
 impl Files<'_> {
     /// True if nothing but the lock is there.
     pub(crate) fn is_new(&self) -> Result<bool, Failure> {
-        let mut entries = fs::read_dir(self.root)
-            .map_err(|error| Failure::storage("cannot read the KMS directory", self.root, error))?;
-        Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)))
+        is_new(self.root)
     }
 
     /// True if the file is there.
@@ -198,6 +193,12 @@ impl Files<'_> {
     }
 }
 
+fn is_new(root: &Path) -> Result<bool, Failure> {
+    let mut entries =
+        fs::read_dir(root).map_err(|error| Failure::storage("cannot read the KMS directory", root, error))?;
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)))
+}
+
 /// Makes a rename or removal last.
 fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
@@ -231,9 +232,16 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_open_to_others_is_refused() {
+    fn others_are_kept_out_of_a_new_directory_and_a_used_one_is_refused() {
         let parent = tempfile::tempdir().expect("a directory");
-        fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o750)).expect("chmod");
+        let open_to_others = || {
+            fs::set_permissions(parent.path(), Permissions::from_mode(0o750)).expect("chmod");
+        };
+        open_to_others();
+        Directory::open(parent.path()).expect("opened").lock().expect("locked");
+        assert_eq!(mode(parent.path()), 0o700);
+        fs::write(parent.path().join("x"), "").expect("written");
+        open_to_others();
         let error = Directory::open(parent.path()).err().expect("refused");
         assert!(matches!(&error, Failure::Storage(message) if message.contains("0750")), "{error:?}");
     }

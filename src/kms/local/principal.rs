@@ -94,7 +94,7 @@ impl PrincipalRecord {
             arn: format!("arn:aws:iam::{account}:user/{name}"),
             principal_id: unique_id("AIDA")?,
             access_key_id: unique_id("AKIA")?,
-            secret_access_key: Zeroizing::new(STANDARD.encode(&*secret)),
+            secret_access_key: Zeroizing::new(STANDARD.encode(secret.as_slice())),
             created,
         })
     }

@@ -202,7 +202,7 @@ impl Operation for DescribeKey {
     }
 }
 
-/// An answer without content; on the wire it has no body.
+/// An answer without content.
 #[derive(Serialize)]
 pub(crate) struct Nothing {}
 
