@@ -1,7 +1,7 @@
 //! AWS KMS through the AWS SDK.
 //!
-//! A [`session`] is one identity's client: how it is configured, and what happens to a call around the SDK's own
-//! retries. One file per group of calls stands on it: [`health`], [`data_key`], [`grant`], [`preflight`],
+//! A [`session`] is one identity's client, configured by a [`connector`], and what happens to a call around the
+//! SDK's own retries. One file per group of calls stands on it: [`health`], [`data_key`], [`grant`], [`preflight`],
 //! [`identity`]. [`failure`] is the only place that reads the SDK's errors, [`retry`] the only one that differs
 //! with it about retries, [`endpoint`] the only one that decides where requests go.
 //!
@@ -9,6 +9,7 @@
 //! may not: the address of KMS (`AWS_ENDPOINT_URL*`, `endpoint_url` of a profile), because whoever sets it would
 //! be handed the calls, unseen.
 
+mod connector;
 mod data_key;
 mod endpoint;
 mod failure;
@@ -26,7 +27,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use self::session::{Connector, Session};
+use self::connector::Connector;
+use self::session::Session;
 use super::{
     Caps, EncryptionContext, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyService, KmsError, Lease,
     LeaseSpec, Parties, Preflight, Released, Role, WrappedKey,

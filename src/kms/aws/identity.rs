@@ -1,9 +1,9 @@
 //! Who calls: sts:GetCallerIdentity.
 
 use super::super::{KmsError, Parties, Principal, Role};
+use super::connector::Connector;
 use super::endpoint;
 use super::failure::{self, Call};
-use super::session::Connector;
 
 /// The provisioner retires; the host profile's identity unwraps, or without one the provisioner itself.
 pub(super) async fn parties(connector: &Connector) -> Result<Parties, KmsError> {

@@ -153,8 +153,6 @@ impl Drop for Reaped {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use crate::kms::KeyArn;
 
@@ -164,8 +162,13 @@ mod tests {
     async fn unwrap_with(script: &str, deadline: Duration) -> Result<DataKey, KmsError> {
         let directory = tempfile::tempdir().expect("a directory");
         let executable = directory.path().join("child");
-        std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).expect("a script");
-        std::fs::set_permissions(&executable, std::fs::Permissions::from_mode(0o700)).expect("its mode");
+        // Another process writes it: a descriptor open for writing here could be inherited by a child of another
+        // test, and the file be busy (ETXTBSY) for as long.
+        let written = Command::new("/bin/sh")
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\" && chmod 700 \"$1\"", "sh"])
+            .args([executable.as_os_str(), script.as_ref()])
+            .status();
+        assert!(written.is_ok_and(|status| status.success()));
         ask(&executable, deadline).await
     }
 
