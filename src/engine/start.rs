@@ -55,15 +55,8 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
             return Err(error);
         }
     };
-    let cipher = specification.implementation.cipher(&key, specification.layout.sector);
-    drop(key);
+    let volume = Arc::new(open_volume(&specification, store, key));
     steps.push(Step::now("unlocked"));
-    let volume = Arc::new(EncryptedVolume::new(
-        Box::new(store),
-        cipher,
-        specification.layout.size,
-        specification.options,
-    ));
     let export = Export {
         name: specification.export.clone(),
         description: format!("sealblk {id}, {}", specification.layout),
@@ -137,7 +130,7 @@ async fn abandon(kms: &dyn KeyService, prepared: &Prepared, journal: Entry, left
     match kms.release(&grant).await {
         Ok(_) => journal.remove(),
         Err(error) => {
-            tracing::warn!(%error, "a grant may be left over; the next start or `sealblk gc` retires it")
+            tracing::warn!(%error, "a grant may be left over; the next start or `sealblk gc` retires it");
         }
     }
 }
