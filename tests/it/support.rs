@@ -9,28 +9,28 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// For anything that a healthy program does at once, on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory with state, backings and sockets of one test.
-pub struct Lab {
+pub(crate) struct Lab {
     directory: tempfile::TempDir,
 }
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.path("state")
     }
 
     /// `sealblk ARGS`, not started yet.
-    pub fn sealblk<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn sealblk<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sealblk"));
         command.args(args).env("SEALBLK_STATE_DIR", self.state()).current_dir(self.directory.path());
         for (name, _) in std::env::vars_os() {
@@ -42,41 +42,41 @@ impl Lab {
     }
 
     /// `sealblk run ARGS -- sh -c SCRIPT`, to its end.
-    pub fn run(&self, args: &[&str], script: &str) -> Output {
+    pub(crate) fn run(&self, args: &[&str], script: &str) -> Output {
         finish(self.sealblk([&["run"], args, &["--", "sh", "-c", script]].concat()))
     }
 
     /// The embedded KMS's event log.
-    pub fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         let output = finish(self.sealblk(["kms", "events", "--json"]));
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Journals of volumes that did not end in order.
-    pub fn journals(&self) -> Vec<PathBuf> {
+    pub(crate) fn journals(&self) -> Vec<PathBuf> {
         entries(&self.state().join("volumes"))
     }
 }
 
-pub fn entries(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn entries(directory: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
 }
 
 /// A volume that is being served by `sealblk run --json`.
-pub struct Volume {
-    pub child: Child,
-    pub stdout: BufReader<ChildStdout>,
-    pub uri: String,
-    pub serving: Value,
+pub(crate) struct Volume {
+    pub(crate) child: Child,
+    pub(crate) stdout: BufReader<ChildStdout>,
+    pub(crate) uri: String,
+    pub(crate) serving: Value,
 }
 
 impl Volume {
-    pub fn start(lab: &Lab, args: &[&str]) -> Self {
+    pub(crate) fn start(lab: &Lab, args: &[&str]) -> Self {
         Self::spawn(lab.sealblk(["run", "--json"].iter().chain(args)))
     }
 
-    pub fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -88,18 +88,18 @@ impl Volume {
     }
 
     /// The socket in a `nbd+unix` URI.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.uri.split_once("socket=").unwrap().1.into()
     }
 
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         // SAFETY would be needed for libc's kill: the shell's does as well.
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
         assert!(status.unwrap().success());
     }
 
     /// SIGTERM, and everything until the end: exit status and teardown record.
-    pub fn stop(mut self) -> (ExitStatus, Value) {
+    pub(crate) fn stop(mut self) -> (ExitStatus, Value) {
         self.signal(15);
         let status = wait(&mut self.child);
         let mut rest = String::new();
@@ -118,7 +118,7 @@ impl Drop for Volume {
 }
 
 /// Waits for a child's end, not for ever.
-pub fn wait(child: &mut Child) -> ExitStatus {
+pub(crate) fn wait(child: &mut Child) -> ExitStatus {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -130,7 +130,7 @@ pub fn wait(child: &mut Child) -> ExitStatus {
 }
 
 /// Runs a command to its end and captures what it prints. A command that does not end fails the test.
-pub fn finish(mut command: Command) -> Output {
+pub(crate) fn finish(mut command: Command) -> Output {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -141,12 +141,12 @@ pub fn finish(mut command: Command) -> Output {
         .unwrap()
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Panics unless `output` has the exit code and its stderr holds each of `words`.
-pub fn assert_fails(output: &Output, code: i32, words: &[&str]) {
+pub(crate) fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{:?}: {stderr}", output.status.signal());
     for word in words {
@@ -155,12 +155,12 @@ pub fn assert_fails(output: &Output, code: i32, words: &[&str]) {
     assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
-pub fn assert_succeeds(output: &Output) {
+pub(crate) fn assert_succeeds(output: &Output) {
     assert!(output.status.success(), "{}\n{}\n{}", output.status, text(&output.stdout), text(&output.stderr));
 }
 
 /// A client program; where it is missing the test fails and says how to get it.
-pub fn tool(name: &str) -> Command {
+pub(crate) fn tool(name: &str) -> Command {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file()))
         || Path::new("/usr/sbin").join(name).is_file();
@@ -172,14 +172,14 @@ pub fn tool(name: &str) -> Command {
 }
 
 /// The Python with the test peers of tests/requirements.txt.
-pub fn python() -> Command {
+pub(crate) fn python() -> Command {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
     assert!(python.is_file(), "{} is missing: run scripts/setup test", python.display());
     Command::new(python)
 }
 
 /// Tries until it works, or fails the test.
-pub fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut attempt: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !attempt() {
         assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
