@@ -161,7 +161,8 @@ async fn the_environment_chooses_fips_and_proxy_but_no_host() {
     });
     let variables = [("AWS_USE_FIPS_ENDPOINT", "true"), ("https_proxy", proxy.as_str())];
     assert_ran(&in_environment("child_asks_the_region", &[&ALL_REDIRECTED[..], &variables].concat()));
-    let line = asked.await.expect("no panic").expect("a line");
+    let line = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("the proxy is asked");
+    let line = line.expect("no panic").expect("a line");
     assert_eq!(line.as_deref(), Some("CONNECT kms-fips.eu-west-1.amazonaws.com:443 HTTP/1.1"));
 }
 
