@@ -1,9 +1,9 @@
 //! AWS KMS through the AWS SDK.
 //!
-//! A [`session`] is one identity's client, configured by a [`connector`], and what happens to a call around the
-//! SDK's own retries. One file per group of calls stands on it: [`health`], [`data_key`], [`grant`], [`preflight`],
-//! [`identity`]. [`failure`] is the only place that reads the SDK's errors, [`retry`] the only one that differs
-//! with it about retries, [`endpoint`] the only one that decides where requests go.
+//! A `session` is one identity's client, configured by a `connector`, and what happens to a call around the
+//! SDK's own retries. One file per group of calls stands on it: `health`, `data_key`, `grant`, `preflight`,
+//! `identity`. `failure` is the only place that reads the SDK's errors, `retry` the only one that differs
+//! with it about retries, `endpoint` the only one that decides where requests go.
 //!
 //! What the environment may decide: credentials, profile, region, proxy, FIPS and dual-stack endpoints. What it
 //! may not: the address of KMS (`AWS_ENDPOINT_URL*`, `endpoint_url` of a profile), because whoever sets it would
@@ -39,7 +39,7 @@ use crate::secret::DataKey;
 ///
 /// A log must cap these at `info` whatever level the user asks for: below it the SDK prints requests, grant
 /// tokens among them, and with `LOG_SENSITIVE_BODIES=true` in the environment the answer to Decrypt.
-pub const SDK_LOG_TARGETS: [&str; 6] = ["aws_", "hyper", "h2", "rustls", "tower", "log"];
+pub const SDK_LOG_TARGETS: [&str; 4] = ["aws_", "hyper", "h2", "rustls"];
 
 /// Longest wrapped key in bytes (API reference, Decrypt, CiphertextBlob).
 const MAX_WRAPPED: usize = 6144;

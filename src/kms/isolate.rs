@@ -5,7 +5,7 @@
 //! locked memory to locked memory, and ends; the kernel wipes its pages before anybody gets them.
 //!
 //! The child is the same executable, run with [`HIDDEN_COMMAND`]. On its stdin comes one JSON document and the
-//! end of file; on its stdout goes one byte, [`KEY_FOLLOWS`] with the key or [`ERROR_FOLLOWS`] with the error as
+//! end of file; on its stdout goes one byte, 0 with the key or 1 with the error as
 //! JSON. Its stderr is the parent's, for logs.
 
 mod child;

@@ -150,6 +150,26 @@ async fn child_calls_the_server() {
     kms.parties().await.expect("a caller");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_roles_profile_wins_over_keys_in_the_environment() {
+    let server = Server::start([decrypted()]).await;
+    let url = server.url();
+    let variables = [&ALL_REDIRECTED[..], &[(CHILD_SERVER, url.as_str())]].concat();
+    assert_ran(&in_environment("child_has_a_profile", &variables));
+    assert!(server.requests()[0].head.contains("credential=akidhost/"), "{:?}", server.requests());
+}
+
+#[tokio::test]
+#[ignore = "run by a_roles_profile_wins_over_keys_in_the_environment"]
+async fn child_has_a_profile() {
+    let endpoint = std::env::var(CHILD_SERVER).expect("a server");
+    let settings =
+        Settings { endpoint: Some(endpoint), host_profile: Some("host".into()), ..Settings::default() };
+    let connector = Connector::tuned(settings, tuning(PROFILES));
+    let kms = AwsKms::connect(connector, Role::Host).await.expect("settings");
+    kms.unwrap(&wrapped(), &context(), None).await.map(drop).expect("a data key");
+}
+
 /// A proxy sees which host is asked for, and lets nothing out.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_environment_chooses_fips_and_proxy_but_no_host() {
@@ -161,7 +181,8 @@ async fn the_environment_chooses_fips_and_proxy_but_no_host() {
     });
     let variables = [("AWS_USE_FIPS_ENDPOINT", "true"), ("https_proxy", proxy.as_str())];
     assert_ran(&in_environment("child_asks_the_region", &[&ALL_REDIRECTED[..], &variables].concat()));
-    let line = asked.await.expect("no panic").expect("a line");
+    let line = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("the proxy is asked");
+    let line = line.expect("no panic").expect("a line");
     assert_eq!(line.as_deref(), Some("CONNECT kms-fips.eu-west-1.amazonaws.com:443 HTTP/1.1"));
 }
 
