@@ -2,8 +2,8 @@
 //!
 //! Levels: `error`, somebody must act; `warn`, somebody should know; `info`, a volume's steps; `debug`, each
 //! connection. Logs go to stderr, so that stdout is free for a command's own output. What libraries log is capped
-//! at `info`: the AWS SDK's debug and trace output shows request bodies (with `LOG_SENSITIVE_BODIES` also the
-//! plaintext of keys), and no setting may switch that on.
+//! at `warn`: below it the AWS SDK prints access key ids and requests, grant tokens among them, and with
+//! `LOG_SENSITIVE_BODIES` in the environment the answer to Decrypt. No setting may switch that on.
 
 use std::io::IsTerminal;
 

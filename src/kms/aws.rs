@@ -35,12 +35,6 @@ use super::{
 };
 use crate::secret::DataKey;
 
-/// Targets of the log events of the SDK and of the HTTP and TLS layers below it, as prefixes.
-///
-/// A log must cap these at `info` whatever level the user asks for: below it the SDK prints requests, grant
-/// tokens among them, and with `LOG_SENSITIVE_BODIES=true` in the environment the answer to Decrypt.
-pub const SDK_LOG_TARGETS: [&str; 4] = ["aws_", "hyper", "h2", "rustls"];
-
 /// Longest wrapped key in bytes (API reference, Decrypt, CiphertextBlob).
 const MAX_WRAPPED: usize = 6144;
 

@@ -99,14 +99,21 @@ async fn plain_http_to_another_host_is_refused_before_any_call() {
     assert_eq!(error.class, ErrorClass::Config);
 }
 
-/// What a child process with another environment is to do: the tests of this module that are ignored else.
+/// Set in a child process: the test that started it is to do the child's part.
+const CHILD: &str = "SEALBLK_TEST_CHILD";
+/// The server that a child is to call.
 const CHILD_SERVER: &str = "SEALBLK_TEST_SERVER";
 
-/// Runs one of the ignored tests in a process with this environment alone.
+fn in_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// Runs the child's part of a test in a process with this environment alone.
 fn in_environment(test: &str, variables: &[(&str, &str)]) -> Output {
     Command::new(std::env::current_exe().expect("this test"))
-        .args(["--ignored", "--exact", "--nocapture", &format!("kms::aws::tests::endpoints::{test}")])
+        .args(["--exact", "--nocapture", &format!("kms::aws::tests::endpoints::{test}")])
         .env_clear()
+        .env(CHILD, "1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .env("AWS_CONFIG_FILE", "/nonexistent")
         .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
@@ -131,17 +138,18 @@ const ALL_REDIRECTED: [(&str, &str); 6] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_environment_does_not_redirect_calls() {
+    if in_child() {
+        return child_calls_the_server().await;
+    }
     let server = Server::start([decrypted(), caller("arn:aws:iam::111122223333:user/alice")]).await;
     let url = server.url();
     let variables = [&ALL_REDIRECTED[..], &[(CHILD_SERVER, url.as_str())]].concat();
-    assert_ran(&in_environment("child_calls_the_server", &variables));
+    assert_ran(&in_environment("the_environment_does_not_redirect_calls", &variables));
     let requests = server.requests();
     assert_eq!(requests.len(), 2);
     assert!(requests.iter().all(|request| request.head.contains("credential=akidenvironment/")));
 }
 
-#[tokio::test]
-#[ignore = "run by the_environment_does_not_redirect_calls"]
 async fn child_calls_the_server() {
     let endpoint = std::env::var(CHILD_SERVER).expect("a server");
     let settings = Settings { endpoint: Some(endpoint), ..Settings::default() };
@@ -152,15 +160,16 @@ async fn child_calls_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_roles_profile_wins_over_keys_in_the_environment() {
+    if in_child() {
+        return child_has_a_profile().await;
+    }
     let server = Server::start([decrypted()]).await;
     let url = server.url();
     let variables = [&ALL_REDIRECTED[..], &[(CHILD_SERVER, url.as_str())]].concat();
-    assert_ran(&in_environment("child_has_a_profile", &variables));
+    assert_ran(&in_environment("a_roles_profile_wins_over_keys_in_the_environment", &variables));
     assert!(server.requests()[0].head.contains("credential=akidhost/"), "{:?}", server.requests());
 }
 
-#[tokio::test]
-#[ignore = "run by a_roles_profile_wins_over_keys_in_the_environment"]
 async fn child_has_a_profile() {
     let endpoint = std::env::var(CHILD_SERVER).expect("a server");
     let settings =
@@ -173,6 +182,9 @@ async fn child_has_a_profile() {
 /// A proxy sees which host is asked for, and lets nothing out.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_environment_chooses_fips_and_proxy_but_no_host() {
+    if in_child() {
+        return child_asks_the_region().await;
+    }
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let proxy = format!("http://{}", listener.local_addr().expect("its number"));
     let asked = tokio::spawn(async move {
@@ -180,14 +192,15 @@ async fn the_environment_chooses_fips_and_proxy_but_no_host() {
         BufReader::new(stream).lines().next_line().await
     });
     let variables = [("AWS_USE_FIPS_ENDPOINT", "true"), ("https_proxy", proxy.as_str())];
-    assert_ran(&in_environment("child_asks_the_region", &[&ALL_REDIRECTED[..], &variables].concat()));
+    assert_ran(&in_environment(
+        "the_environment_chooses_fips_and_proxy_but_no_host",
+        &[&ALL_REDIRECTED[..], &variables].concat(),
+    ));
     let line = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("the proxy is asked");
     let line = line.expect("no panic").expect("a line");
     assert_eq!(line.as_deref(), Some("CONNECT kms-fips.eu-west-1.amazonaws.com:443 HTTP/1.1"));
 }
 
-#[tokio::test]
-#[ignore = "run by the_environment_chooses_fips_and_proxy_but_no_host"]
 async fn child_asks_the_region() {
     let settings = Settings { deadline: Some(2), ..Settings::default() };
     let kms = AwsKms::open(&settings, Role::Host).await.expect("settings");
@@ -198,11 +211,12 @@ async fn child_asks_the_region() {
 
 #[tokio::test]
 async fn no_region_is_an_error_that_says_how_to_give_one() {
-    assert_ran(&in_environment("child_has_no_region", &[]));
+    if in_child() {
+        return child_has_no_region().await;
+    }
+    assert_ran(&in_environment("no_region_is_an_error_that_says_how_to_give_one", &[]));
 }
 
-#[tokio::test]
-#[ignore = "run by no_region_is_an_error_that_says_how_to_give_one"]
 async fn child_has_no_region() {
     let error = AwsKms::open(&Settings::default(), Role::Host).await.map(drop).expect_err("no region");
     assert_eq!(error.class, ErrorClass::Config);
@@ -211,11 +225,12 @@ async fn child_has_no_region() {
 
 #[tokio::test]
 async fn no_credentials_is_an_error_before_any_call() {
-    assert_ran(&in_environment("child_has_no_credentials", &[("AWS_REGION", "eu-west-1")]));
+    if in_child() {
+        return child_has_no_credentials().await;
+    }
+    assert_ran(&in_environment("no_credentials_is_an_error_before_any_call", &[("AWS_REGION", "eu-west-1")]));
 }
 
-#[tokio::test]
-#[ignore = "run by no_credentials_is_an_error_before_any_call"]
 async fn child_has_no_credentials() {
     let kms = AwsKms::open(&Settings::default(), Role::Host).await.expect("settings");
     let error = kms.health(&KeyRef::new(ARN)).await.expect_err("no credentials");
