@@ -206,11 +206,12 @@ impl KeyRecord {
 }
 
 impl Grant {
-    /// True from `delay` after its making until `delay` after its end.
+    /// True from `delay` after its making until `delay` after its end; without a delay, whatever the clock says of
+    /// the time of its making, for a clock may be set back.
     pub(crate) fn is_everywhere(&self, now: OffsetDateTime, delay: Duration) -> bool {
         match self.ended {
             Some(ended) => now < ended + delay,
-            None => now >= self.created + delay,
+            None => delay.is_zero() || now >= self.created + delay,
         }
     }
 }

@@ -97,6 +97,13 @@ impl Wanted {
             Self::Kms(name) | Self::Sts(name) => name,
         }
     }
+
+    fn error(&self, status: u16, code: &str, message: &str) -> Reply {
+        match self {
+            Self::Kms(_) => Reply::error(status, Uuid::new_v4().to_string(), code, message),
+            Self::Sts(_) => sts::error(status, code, message),
+        }
+    }
 }
 
 impl Server {
@@ -137,8 +144,7 @@ impl Server {
             match faults.judge(wanted.name()).await {
                 Verdict::Pass => {}
                 Verdict::Fail { status, code, message } => {
-                    let id = Uuid::new_v4().to_string();
-                    return Reply::error(status, id, &code, &message).into_response();
+                    return wanted.error(status, &code, &message).into_response();
                 }
                 Verdict::Garbage => return plain(200, "<html>this is no KMS</html>"),
             }
