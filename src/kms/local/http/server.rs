@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
@@ -119,6 +119,9 @@ impl Server {
         peer: SocketAddr,
     ) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
+        if body.size_hint().lower() > MAX_BODY as u64 {
+            return plain(413, "the body is too long\n");
+        }
         let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(_)) => return plain(413, "the body is too long or broken off\n"),
