@@ -10,7 +10,7 @@
 //! | `engine`, `call` | one call: lock, load, check, change, record |
 //! | `operations` | the operations of the API |
 //! | `authorise`, `principal`, `token` | who may do what |
-//! | `blob`, `pairs`, `wire` | ciphertext blobs, encryption contexts, JSON |
+//! | `blob`, `pairs`, `wire`, `hex` | ciphertext blobs, encryption contexts, JSON |
 //! | `files`, `record` | the state directory |
 //! | `event`, `failure` | the event log, the API's errors |
 //! | `service`, `admin`, `http` | the faces |
@@ -25,6 +25,7 @@ mod engine;
 mod event;
 mod failure;
 mod files;
+mod hex;
 mod http;
 mod operations;
 mod pairs;

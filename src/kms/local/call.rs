@@ -99,8 +99,9 @@ impl Call<'_> {
             let missing = || Failure::not_found(format!("Alias {} is not found.", self.arn(resource)));
             self.aliases()?.0.get(resource).ok_or_else(missing)?.key
         } else {
-            Uuid::parse_str(resource)
-                .map_err(|_| Failure::not_found(format!("Invalid keyId '{reference}'")))?
+            // Other spellings that the parser takes (braces, no hyphens, capitals) name no key in AWS KMS either.
+            let id = Uuid::parse_str(resource).ok().filter(|id| id.to_string() == resource);
+            id.ok_or_else(|| Failure::not_found(format!("Invalid keyId '{reference}'")))?
         };
         let missing = Failure::not_found(format!("Key '{}' does not exist", self.arn(&format!("key/{id}"))));
         let record = self.load(id)?.ok_or(missing)?;

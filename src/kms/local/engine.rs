@@ -264,6 +264,7 @@ impl Session<'_> {
             effects: call.effects,
             failure: outcome.as_ref().err(),
         };
+        // Without a record there is no answer: nothing is given out that the log does not show.
         self.files.append(EVENTS, &happened.line()?)?;
         outcome
     }

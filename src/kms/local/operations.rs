@@ -3,6 +3,7 @@
 pub(crate) mod aliases;
 pub(crate) mod cipher;
 pub(crate) mod data_keys;
+pub(crate) mod ending;
 pub(crate) mod grants;
 pub(crate) mod keys;
 pub(crate) mod listing;

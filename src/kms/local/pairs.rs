@@ -91,6 +91,7 @@ pub(crate) fn pairs(pairs: &[(&str, &str)]) -> Pairs {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::btree_map;
     use proptest::prelude::*;
 
     use super::*;
@@ -130,8 +131,12 @@ mod tests {
     }
 
     proptest! {
+        // Few letters and short texts, so that near misses are common.
         #[test]
-        fn the_encoding_is_injective(a: BTreeMap<String, String>, b: BTreeMap<String, String>) {
+        fn the_encoding_is_injective(
+            a in btree_map("[ab]{0,3}", "[ab]{0,3}", 0..3),
+            b in btree_map("[ab]{0,3}", "[ab]{0,3}", 0..3),
+        ) {
             let (a, b) = (Pairs(a), Pairs(b));
             prop_assert_eq!(a == b, encoded(&a) == encoded(&b));
         }

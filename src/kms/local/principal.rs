@@ -75,7 +75,7 @@ pub(crate) struct PrincipalRecord {
     pub(crate) arn: String,
     pub(crate) principal_id: String,
     pub(crate) access_key_id: String,
-    #[serde(with = "secret")]
+    #[serde(with = "super::wire::text")]
     pub(crate) secret_access_key: Zeroizing<String>,
     #[serde(with = "time::serde::timestamp::milliseconds")]
     pub(crate) created: OffsetDateTime,
@@ -107,24 +107,6 @@ fn unique_id(prefix: &str) -> Result<String, Failure> {
     random(&mut bytes)?;
     let characters = bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
     Ok(prefix.chars().chain(characters).collect())
-}
-
-mod secret {
-    use serde::{Deserialize, Deserializer, Serializer};
-    use zeroize::Zeroizing;
-
-    pub(super) fn serialize<S: Serializer>(
-        text: &Zeroizing<String>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(text)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Zeroizing<String>, D::Error> {
-        String::deserialize(deserializer).map(Zeroizing::new)
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::hex;
 use super::pairs::Pairs;
 use crate::kms::KeyState;
 
@@ -42,7 +43,7 @@ impl MaterialId {
 
 impl fmt::Display for MaterialId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(&self.0))
     }
 }
 
@@ -56,15 +57,8 @@ impl FromStr for MaterialId {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "not 64 hexadecimal digits";
-        let mut bytes = [0; Self::LEN];
-        if text.len() != 2 * Self::LEN || !text.is_ascii() {
-            return Err(FORM);
-        }
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| FORM)?;
-        }
-        Ok(Self(bytes))
+        let bytes = hex::decode(text).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or("not 64 hexadecimal digits")
     }
 }
 
@@ -206,11 +200,12 @@ impl KeyRecord {
 }
 
 impl Grant {
-    /// True from `delay` after its making until `delay` after its end.
+    /// True from `delay` after its making until `delay` after its end; without a delay, whatever the clock says of
+    /// the time of its making, for a clock may be set back.
     pub(crate) fn is_everywhere(&self, now: OffsetDateTime, delay: Duration) -> bool {
         match self.ended {
             Some(ended) => now < ended + delay,
-            None => now >= self.created + delay,
+            None => delay.is_zero() || now >= self.created + delay,
         }
     }
 }

@@ -7,9 +7,8 @@ use super::super::failure::Failure;
 use super::super::operations::aliases::{CreateAlias, DeleteAlias, ListAliases, UpdateAlias};
 use super::super::operations::cipher::{Decrypt, Encrypt, ReEncrypt};
 use super::super::operations::data_keys::{GenerateDataKey, GenerateDataKeyWithoutPlaintext, GenerateRandom};
-use super::super::operations::grants::{
-    CreateGrant, ListGrants, ListRetirableGrants, RetireGrant, RevokeGrant,
-};
+use super::super::operations::ending::{RetireGrant, RevokeGrant};
+use super::super::operations::grants::{CreateGrant, ListGrants, ListRetirableGrants};
 use super::super::operations::keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, ScheduleKeyDeletion,
 };

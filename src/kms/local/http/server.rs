@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
@@ -97,6 +97,13 @@ impl Wanted {
             Self::Kms(name) | Self::Sts(name) => name,
         }
     }
+
+    fn error(&self, status: u16, code: &str, message: &str) -> Reply {
+        match self {
+            Self::Kms(_) => Reply::error(status, Uuid::new_v4().to_string(), code, message),
+            Self::Sts(_) => sts::error(status, code, message),
+        }
+    }
 }
 
 impl Server {
@@ -112,6 +119,9 @@ impl Server {
         peer: SocketAddr,
     ) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
+        if body.size_hint().lower() > MAX_BODY as u64 {
+            return plain(413, "the body is too long\n");
+        }
         let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(_)) => return plain(413, "the body is too long or broken off\n"),
@@ -137,8 +147,7 @@ impl Server {
             match faults.judge(wanted.name()).await {
                 Verdict::Pass => {}
                 Verdict::Fail { status, code, message } => {
-                    let id = Uuid::new_v4().to_string();
-                    return Reply::error(status, id, &code, &message).into_response();
+                    return wanted.error(status, &code, &message).into_response();
                 }
                 Verdict::Garbage => return plain(200, "<html>this is no KMS</html>"),
             }

@@ -10,6 +10,7 @@ use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 use zeroize::Zeroizing;
 
 use super::super::failure::Failure;
+use super::super::hex;
 use super::super::principal::PrincipalRecord;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
@@ -82,9 +83,12 @@ pub(crate) fn verify<'p>(
     check_scope(&authorization, region, service)?;
     check_clock(&authorization, &stamp, now)?;
     let canonical = canonical_request(parts, body, &authorization).ok_or_else(mismatch)?;
-    let text =
-        format!("{ALGORITHM}\n{stamp}\n{}\n{}", authorization.scope(), hex(&sha256(canonical.as_bytes())));
-    let signature = from_hex(authorization.signature).ok_or_else(mismatch)?;
+    let text = format!(
+        "{ALGORITHM}\n{stamp}\n{}\n{}",
+        authorization.scope(),
+        hex::encode(sha256(canonical.as_bytes()).as_ref())
+    );
+    let signature = hex::decode(authorization.signature).ok_or_else(mismatch)?;
     let key = signing_key(&principal.secret_access_key, &authorization);
     hmac::verify(&key, text.as_bytes(), &signature).map_err(|_| mismatch())?;
     Ok(principal)
@@ -139,7 +143,11 @@ fn canonical_request(parts: &Parts, body: &[u8], authorization: &Authorization<'
     for name in authorization.signed_headers.split(';') {
         canonical.push_str(&format!("{name}:{}\n", header(&parts.headers, name)?));
     }
-    canonical.push_str(&format!("\n{}\n{}", authorization.signed_headers, hex(&sha256(body))));
+    canonical.push_str(&format!(
+        "\n{}\n{}",
+        authorization.signed_headers,
+        hex::encode(sha256(body).as_ref())
+    ));
     Some(canonical)
 }
 
@@ -163,13 +171,4 @@ fn signing_key(secret: &str, authorization: &Authorization<'_>) -> hmac::Key {
 
 fn sha256(bytes: &[u8]) -> digest::Digest {
     digest::digest(&digest::SHA256, bytes)
-}
-
-fn hex(bytes: &impl AsRef<[u8]>) -> String {
-    bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    text.len().is_multiple_of(2).then(|| text.as_bytes().chunks(2).map(digits).collect())?
 }

@@ -45,7 +45,8 @@ fn identity(principal: &PrincipalRecord, account: &str) -> Reply {
     xml(200, id, body)
 }
 
-fn error(status: u16, code: &str, message: &str) -> Reply {
+/// An error of the query protocol.
+pub(crate) fn error(status: u16, code: &str, message: &str) -> Reply {
     let id = Uuid::new_v4().to_string();
     let message = message.replace('&', "&amp;").replace('<', "&lt;");
     let body = format!(

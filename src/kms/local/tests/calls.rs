@@ -245,12 +245,14 @@ fn references_that_name_no_key_are_told_apart() {
     let world = World::new();
     let arn = world.key(json!({}));
     let region = arn.replace("us-east-1", "eu-west-1");
+    let braced = format!("{{{}}}", arn.rsplit('/').next().expect("an id"));
     for (reference, code) in [
         ("", "ValidationException"),
         ("nonsense", "NotFoundException"),
         ("../kms", "NotFoundException"),
         ("12345678-1234-1234-1234-123456789012", "NotFoundException"),
         ("alias/none", "NotFoundException"),
+        (braced.as_str(), "NotFoundException"),
         (region.as_str(), "NotFoundException"),
         ("arn:aws:kms", "InvalidArnException"),
         ("arn:aws:s3:us-east-1:1:key/x", "InvalidArnException"),

@@ -2,7 +2,8 @@
 
 use super::super::operations::cipher::Decrypt;
 use super::super::operations::data_keys::{GenerateDataKey, GenerateDataKeyWithoutPlaintext};
-use super::super::operations::grants::{CreateGrant, RetireGrant};
+use super::super::operations::ending::RetireGrant;
+use super::super::operations::grants::CreateGrant;
 use super::super::operations::keys::DescribeKey;
 use super::*;
 

@@ -2,9 +2,8 @@
 
 use super::super::operations::cipher::Decrypt;
 use super::super::operations::data_keys::{GenerateDataKey, GenerateDataKeyWithoutPlaintext};
-use super::super::operations::grants::{
-    CreateGrant, ListGrants, ListRetirableGrants, RetireGrant, RevokeGrant,
-};
+use super::super::operations::ending::{RetireGrant, RevokeGrant};
+use super::super::operations::grants::{CreateGrant, ListGrants, ListRetirableGrants};
 use super::super::operations::keys::DescribeKey;
 use super::*;
 

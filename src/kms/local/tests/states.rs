@@ -3,7 +3,8 @@
 use super::super::operations::aliases::CreateAlias;
 use super::super::operations::cipher::{Decrypt, Encrypt, ReEncrypt};
 use super::super::operations::data_keys::GenerateDataKeyWithoutPlaintext;
-use super::super::operations::grants::{CreateGrant, ListGrants, RetireGrant, RevokeGrant};
+use super::super::operations::ending::{RetireGrant, RevokeGrant};
+use super::super::operations::grants::{CreateGrant, ListGrants};
 use super::super::operations::keys::{
     CancelKeyDeletion, DescribeKey, DisableKey, EnableKey, ScheduleKeyDeletion,
 };
