@@ -1,7 +1,7 @@
 //! The data key's life: made wrapped, leased, unwrapped once, and its grant ended.
 //!
 //! The order is Fargate's (AWS, "Managing AWS KMS keys for Fargate ephemeral storage"): describe the key; dry-run
-//! both calls with the user's context alone; then make the wrapped key and the grant with the volume's id added.
+//! both calls without the volume's id; then make the wrapped key and the grant with the volume's id added.
 //! Whoever provisions never sees the plaintext; whoever unwraps needs nothing but the grant.
 
 use std::fmt;
@@ -132,7 +132,8 @@ pub async fn prepare(
     };
     let lease = LeaseSpec { grantee, retiring, name: volume.to_string() };
     if request.preflight {
-        let preflight = kms.preflight(&health.arn, &request.context, &lease).await?;
+        // As Fargate does it: before the volume has an id.
+        let preflight = kms.preflight(&health.arn, &context.without(CONTEXT_VOLUME), &lease).await?;
         for check in &preflight.checks {
             if let CheckOutcome::CannotTell(why) = &check.outcome {
                 tracing::warn!(call = check.call, "preflight cannot tell: {why}");

@@ -287,7 +287,12 @@ fn report(args: &RunArgs, json: bool, record: &Record, file: Option<File>) -> Re
     let line = Event { event: "teardown", details: record }.json();
     match (file, &args.record) {
         (Some(mut file), Some(path)) => {
-            let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_all());
+            let written =
+                file.write_all(format!("{line}\n").as_bytes()).and_then(|()| match file.sync_all() {
+                    // A pipe or a terminal has nothing to sync.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                    synced => synced,
+                });
             written.map_err(|source| {
                 // The record must not be lost with the disk that was to hold it.
                 output::note(&line);

@@ -101,6 +101,12 @@ impl EncryptionContext {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// The same pairs but for the one of `key`.
+    #[must_use]
+    pub fn without(&self, key: &str) -> Self {
+        Self(self.0.iter().filter(|(known, _)| *known != key).map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+
     /// The value of `key`, exactly as written.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)

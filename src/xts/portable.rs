@@ -41,25 +41,38 @@ fn expand(key: &DataKey) -> Box<Xts128<Aes256>> {
     Box::new(Xts128::new(half(key.data_half()), half(key.tweak_half())))
 }
 
-/// Overwrites the stack below the caller's frame, further down than [`expand`] reached.
+/// Overwrites the stack below the caller's frame, further down than the calls before it reached.
 #[inline(never)]
 fn wipe_stack() {
     let mut below = [0u8; 32 * 1024];
     below.zeroize();
 }
 
+/// The vector code keeps broadcast copies of the round keys on the stack of whichever thread calls it.
 impl SectorCipher for Portable {
     fn encrypt(&self, first: u64, data: &mut [u8]) {
         assert_whole_sectors(data, self.sector);
-        self.xts.encrypt_area(data, self.sector.bytes(), u128::from(first), get_tweak_default);
+        encrypt_area(&self.xts, self.sector, first, data);
+        wipe_stack();
     }
 
     fn decrypt(&self, first: u64, data: &mut [u8]) {
         assert_whole_sectors(data, self.sector);
-        self.xts.decrypt_area(data, self.sector.bytes(), u128::from(first), get_tweak_default);
+        decrypt_area(&self.xts, self.sector, first, data);
+        wipe_stack();
     }
 
     fn sector_size(&self) -> SectorSize {
         self.sector
     }
+}
+
+#[inline(never)]
+fn encrypt_area(xts: &Xts128<Aes256>, sector: SectorSize, first: u64, data: &mut [u8]) {
+    xts.encrypt_area(data, sector.bytes(), u128::from(first), get_tweak_default);
+}
+
+#[inline(never)]
+fn decrypt_area(xts: &Xts128<Aes256>, sector: SectorSize, first: u64, data: &mut [u8]) {
+    xts.decrypt_area(data, sector.bytes(), u128::from(first), get_tweak_default);
 }

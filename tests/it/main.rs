@@ -2,5 +2,8 @@
 //!
 //! One test crate with a module per behaviour, since every crate links the whole program anew.
 
+mod kms_server;
+mod memory;
+mod secrets;
 mod support;
 mod volume_life;
