@@ -1,6 +1,7 @@
 //! `sealblk kms serve`, and who calls it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -57,7 +58,23 @@ impl KmsServer {
             .env("AWS_ACCESS_KEY_ID", answer["AccessKeyId"].as_str().unwrap())
             .env("AWS_SECRET_ACCESS_KEY", answer["SecretAccessKey"].as_str().unwrap())
             .env("AWS_REGION", answer["Region"].as_str().unwrap())
+            .env("AWS_DEFAULT_REGION", answer["Region"].as_str().unwrap())
             .env("AWS_EC2_METADATA_DISABLED", "true");
+    }
+
+    /// Tells the control path to fail, delay or throttle calls.
+    pub(crate) fn order(&self, what: &str, body: &str) {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        let length = body.len();
+        let request = format!(
+            "POST /_control/{what} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}",
+            self.address(),
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
     }
 
     /// Its directory, with events.jsonl.

@@ -1,0 +1,98 @@
+//! What lies on the backing is AES-256-XTS as others compute it: dm-crypt's `aes-xts-plain64`.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use sealblk::envelope::{self, KeyRequest, Layout, VolumeId};
+use sealblk::geometry::{SectorSize, VolumeSize};
+use sealblk::kms::{EncryptionContext, KeyRef, Provider, Role};
+use sealblk::nbd::server::{Address, Export, Limits, Listener, serve};
+use sealblk::secret::DataKey;
+use sealblk::store::Backing;
+use sealblk::volume::{EncryptedVolume, Options};
+use sealblk::xts::Implementation;
+
+use crate::support::{Lab, assert_succeeds, finish, python, tool};
+
+const SIZE: u64 = 4 << 20;
+
+/// Deciphers a backing sector by sector and compares with the image: key in hexadecimal on stdin.
+const ORACLE: &str = r"
+import sys
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+backing, image, sector = sys.argv[1], sys.argv[2], int(sys.argv[3])
+key = bytes.fromhex(sys.stdin.read())
+with open(backing, 'rb') as b, open(image, 'rb') as i:
+    number = 0
+    while plain := i.read(sector):
+        tweak = number.to_bytes(16, 'little')
+        encryptor = Cipher(algorithms.AES(key), modes.XTS(tweak)).encryptor()
+        assert b.read(sector) == encryptor.update(plain) + encryptor.finalize(), f'sector {number}'
+        number += 1
+print(number, 'sectors are equal')
+";
+
+/// A data key made, leased and unwrapped through the library.
+async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
+    let provider = Provider::Local { directory: lab.path("kms") };
+    let provisioner = provider.open(Role::Provisioner).await.unwrap();
+    let request = KeyRequest {
+        key: KeyRef::new("alias/sealblk"),
+        context: EncryptionContext::default(),
+        grantee: None,
+        retiring: None,
+        preflight: true,
+    };
+    let id = VolumeId::random();
+    let context = envelope::bind(&request.context, &id, layout).unwrap();
+    let prepared = envelope::prepare(&*provisioner, &request, &id, context).await.unwrap();
+    let made = prepared.provision(&*provisioner).await.unwrap();
+    let host = provider.open(Role::Host).await.unwrap();
+    host.unwrap(&made.wrapped, &prepared.context, Some(&made.token)).await.unwrap()
+}
+
+fn compare(sector: SectorSize) {
+    let lab = Lab::new();
+    let (image, backing, socket) = (lab.path("image"), lab.path("backing"), lab.path("socket"));
+    let mut random = vec![0; SIZE as usize];
+    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+    std::fs::write(&image, &random).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let layout = Layout { sector, size: VolumeSize::new(SIZE, sector).unwrap() };
+    let key = runtime.block_on(unlock(&lab, layout));
+    let hexadecimal: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
+    let (store, _leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
+    let cipher = Implementation::AwsLc.cipher(&key, sector);
+    let options = Options { read_only: false, discard: true };
+    let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);
+    let export = Export { name: String::new(), description: String::new(), device: Arc::new(volume) };
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (serving, uri) = runtime.block_on(async {
+        let listener = Listener::bind(&Address::Unix(socket), false).await.unwrap();
+        let uri = listener.uri("");
+        (tokio::spawn(serve(vec![listener], export, Limits::default(), stopped)), uri)
+    });
+    let mut copy = tool("nbdcopy");
+    copy.arg(&image).arg(&uri);
+    assert_succeeds(&finish(copy));
+    stop.send(true).unwrap();
+    let served = runtime.block_on(serving).unwrap();
+    assert!(served.connections > 0 && served.cut_off == 0);
+
+    let mut oracle = python();
+    oracle.arg("-c").arg(ORACLE).arg(&backing).arg(&image).arg(sector.bytes().to_string());
+    let mut oracle = oracle.stdin(Stdio::piped()).spawn().unwrap();
+    oracle.stdin.take().unwrap().write_all(hexadecimal.as_bytes()).unwrap();
+    assert!(oracle.wait().unwrap().success());
+}
+
+#[test]
+fn sectors_of_4096_bytes() {
+    compare(SectorSize::B4096);
+}
+
+#[test]
+fn sectors_of_512_bytes() {
+    compare(SectorSize::B512);
+}
