@@ -15,7 +15,8 @@ fn cipher(criterion: &mut Criterion) {
     let key = DataKey::copy_from(&bytes).expect("a good key");
     let mut group = criterion.benchmark_group("aes-256-xts");
     group.throughput(Throughput::Bytes(PIECE as u64));
-    for (name, implementation) in [("aws-lc", Implementation::AwsLc), ("portable", Implementation::Portable)] {
+    for (name, implementation) in [("aws-lc", Implementation::AwsLc), ("portable", Implementation::Portable)]
+    {
         for sector in [SectorSize::B512, SectorSize::B4096] {
             let cipher = implementation.cipher(&key, sector);
             let mut data = vec![0xa5; PIECE];

@@ -15,6 +15,7 @@ mod types;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -108,6 +109,14 @@ pub enum Provider {
 }
 
 impl Provider {
+    /// Longest time that a call may take with all its retries, once repeated without a token that was refused.
+    pub fn patience(&self) -> Duration {
+        match self {
+            Self::Local { .. } => Duration::from_secs(30),
+            Self::Aws(settings) => 2 * settings.deadline(),
+        }
+    }
+
     /// Opens the service under `role`'s identity. Makes the embedded KMS's directory if it is missing;
     /// calls no network.
     ///

@@ -10,7 +10,6 @@ use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 
 use super::output::{self, Event};
-use super::signals::Signals;
 use super::{Failure, options, run};
 use crate::kms::KeyRef;
 use crate::kms::local::{Admin, KeyListing, PrincipalName, ServeOptions, serve};
@@ -209,8 +208,7 @@ async fn serve_http(admin: &Admin, listen: &str, options: ServeOptions, json: bo
         std::io::ErrorKind::AddrInUse => ListenError::InUse(listen.into()),
         _ => ListenError::Io { address: listen.into(), source },
     };
-    let mut signals =
-        Signals::new().map_err(|source| Failure::Process { action: "handle signals", source })?;
+    let mut signals = run::handle_signals()?;
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let endpoint = format!("http://{}", listener.local_addr().map_err(failed)?);
     if json {

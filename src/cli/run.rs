@@ -171,8 +171,7 @@ async fn run_volume(
     record: Option<File>,
     hardening: &Hardening,
 ) -> Result<ExitCode, Failure> {
-    let mut signals =
-        Signals::new().map_err(|source| Failure::Process { action: "handle signals", source })?;
+    let mut signals = handle_signals()?;
     let state = specification.state.clone();
     let running = tokio::select! {
         started = engine::start(specification) => started?,
@@ -194,9 +193,22 @@ async fn run_volume(
             .unwrap_or_else(|_| Ended { reason: "internal error".into(), code: ExitCode::FAILURE }),
         Err(ended) => ended,
     };
-    let teardown = running.teardown(ended.reason).await;
+    // Signals of its own, since the task has kept the others: one that comes now means that it takes too long.
+    let mut signals = handle_signals()?;
+    let teardown = tokio::select! {
+        teardown = running.teardown(ended.reason) => teardown,
+        signal = signals.next() => {
+            output::note("interrupted: what is left over is cleared away by the next start, or by `sealblk gc`");
+            return Ok(signal.exit_code());
+        }
+    };
     report(args, json, &teardown, record)?;
-    Ok(ended.code)
+    let left_over = args.command.is_empty() && !teardown.is_complete();
+    Ok(if left_over { ExitCode::FAILURE } else { ended.code })
+}
+
+pub(super) fn handle_signals() -> Result<Signals, Failure> {
+    Signals::new().map_err(|source| Failure::Process { action: "handle signals", source })
 }
 
 fn announce(args: &RunArgs, json: bool, running: &Running) {

@@ -70,6 +70,14 @@ impl Note {
             backing: made,
         }
     }
+
+    /// The grant, as well as it is known.
+    fn grant(&self) -> GrantRef<'_> {
+        match &self.grant_id {
+            Some(grant_id) => GrantRef::Id { key: &self.key, grant_id },
+            None => GrantRef::Name { key: &self.key, name: &self.grant_name },
+        }
+    }
 }
 
 /// The journal of a living volume.
@@ -96,6 +104,11 @@ impl Entry {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         self.file = write(directory, &self.path, &self.note).map_err(failed("write journal", &self.path))?;
         Ok(())
+    }
+
+    /// The grant that is to be ended.
+    pub(super) fn grant(&self) -> GrantRef<'_> {
+        self.note.grant()
     }
 
     /// Nothing is left to be cleared away.
@@ -181,14 +194,10 @@ async fn clear(path: &Path, file: &mut File, volume: &mut Option<VolumeId>) -> R
     file.read_to_string(&mut text)?;
     let note: Note = serde_json::from_str(&text).map_err(io::Error::from)?;
     *volume = Some(note.volume.clone());
-    let kms = note.provider.open(Role::Provisioner).await?;
-    let released = kms
-        .release(&match &note.grant_id {
-            Some(grant_id) => GrantRef::Id { key: &note.key, grant_id },
-            None => GrantRef::Name { key: &note.key, name: &note.grant_name },
-        })
-        .await?;
+    // First what needs nobody else: the KMS may be out of reach.
     remove_files(&note)?;
+    let kms = note.provider.open(Role::Provisioner).await?;
+    let released = kms.release(&note.grant()).await?;
     fs::remove_file(path)?;
     Ok(released)
 }

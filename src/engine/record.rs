@@ -43,6 +43,14 @@ pub struct Record {
     pub steps: Vec<Step>,
 }
 
+impl Record {
+    /// True if nothing is left over.
+    pub fn is_complete(&self) -> bool {
+        let ended = matches!((&self.grant.ended, &self.backing.ended), (Ended::Ended(_), Ended::Ended(_)));
+        ended && self.keys_wiped
+    }
+}
+
 /// How the grant ended.
 #[derive(Debug, Serialize)]
 pub struct GrantEnd {

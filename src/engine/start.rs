@@ -13,14 +13,14 @@ use super::journal::{self, Entry, Note};
 use super::{EngineError, Running, Specification, Step};
 use crate::envelope::{self, Layout, Prepared, Provisioned, VolumeId};
 use crate::geometry::VolumeSize;
-use crate::kms::{GrantRef, KeyService, Role, isolate};
+use crate::kms::{KeyService, Role, isolate};
 use crate::nbd::server::{Address, Export, Limits, Listener, serve};
 use crate::secret::DataKey;
 use crate::store::{FileStore, Leftover};
 use crate::volume::EncryptedVolume;
 
-/// For the helper that unwraps the key, the KMS's own deadline included.
-const UNWRAP_DEADLINE: Duration = Duration::from_secs(90);
+/// For what dead volumes left: a KMS that cannot be reached must not hold a start up.
+const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Starts a volume and serves it.
 ///
@@ -31,7 +31,9 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     let id = VolumeId::random();
     let mut steps = vec![Step::now("started")];
     let context = envelope::bind(&specification.key.context, &id, specification.layout)?;
-    journal::sweep(&specification.state).await;
+    if tokio::time::timeout(SWEEP_DEADLINE, journal::sweep(&specification.state)).await.is_err() {
+        tracing::warn!("dead volumes' grants could not be retired in time; the next start tries again");
+    }
     // In this order, so that a failure drops the socket before its directory.
     let (private, listeners) = listen(&specification).await?;
     steps.push(Step::now("listening"));
@@ -51,7 +53,7 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     let (provisioned, key) = match unlock(&specification, &*kms, &prepared, &mut journal, &mut steps).await {
         Ok(unlocked) => unlocked,
         Err(error) => {
-            abandon(&*kms, &prepared, journal, leftover).await;
+            abandon(&*kms, journal, leftover).await;
             return Err(error);
         }
     };
@@ -117,17 +119,16 @@ async fn unlock(
         &provisioned.wrapped,
         &prepared.context,
         Some(&provisioned.token),
-        UNWRAP_DEADLINE,
+        specification.provider.patience(),
     )
     .await?;
     Ok((provisioned, key))
 }
 
 /// Undoes what [`start`] made after the journal was written.
-async fn abandon(kms: &dyn KeyService, prepared: &Prepared, journal: Entry, leftover: Leftover) {
+async fn abandon(kms: &dyn KeyService, journal: Entry, leftover: Leftover) {
     give_back(leftover);
-    let grant = GrantRef::Name { key: &prepared.key, name: &prepared.lease.name };
-    match kms.release(&grant).await {
+    match kms.release(&journal.grant()).await {
         Ok(_) => journal.remove(),
         Err(error) => {
             tracing::warn!(%error, "a grant may be left over; the next start or `sealblk gc` retires it");

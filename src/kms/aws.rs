@@ -70,7 +70,7 @@ impl Settings {
         Duration::from_secs(self.attempt_timeout.unwrap_or(10))
     }
 
-    fn deadline(&self) -> Duration {
+    pub(super) fn deadline(&self) -> Duration {
         Duration::from_secs(self.deadline.unwrap_or(60))
     }
 }

@@ -1,5 +1,7 @@
 //! The volume against a plain array of bytes, and its promises about concurrency and ciphertext.
 
+#![allow(clippy::cast_possible_truncation, reason = "the low bits are what test data is made of")]
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

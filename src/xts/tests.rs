@@ -1,5 +1,7 @@
 //! Published vectors, and both implementations against each other.
 
+#![allow(clippy::cast_possible_truncation, reason = "the low bits are what test data is made of")]
+
 use proptest::prelude::*;
 
 use super::aws_lc::AwsLc;

@@ -1,6 +1,7 @@
 //! All readable memory of a process (`/proc/PID/mem`), and what is looked for in it.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -28,11 +29,23 @@ impl Needle {
 }
 
 /// A needle that was found.
-#[derive(Debug)]
 pub(crate) struct Hit {
     pub(crate) name: String,
     pub(crate) address: u64,
-    pub(crate) mapping: String,
+    mapping: String,
+}
+
+impl fmt::Display for Hit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:#x} in {}", self.name, self.address, self.mapping)
+    }
+}
+
+/// Panics if anything was found.
+pub(crate) fn assert_none(hits: &[Hit]) {
+    if let Some(first) = hits.first() {
+        panic!("{} hits, the first: {first}", hits.len());
+    }
 }
 
 /// A readable mapping's address and contents.
