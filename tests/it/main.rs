@@ -2,5 +2,15 @@
 //!
 //! One test crate with a module per behaviour, since every crate links the whole program anew.
 
+mod bad_input;
+mod clients;
+mod endings;
+mod interrupted;
+mod leavings;
+mod manual;
+mod peer;
+mod raw;
+mod remote_kms;
 mod support;
 mod volume_life;
+mod wrong_clients;
