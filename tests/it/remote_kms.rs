@@ -95,7 +95,8 @@ impl Drop for RemoteKms {
 
 /// `sealblk run --kms aws ARGS` on whatever listens at `address`, with deadlines that a test can wait for.
 pub(crate) fn run_on(lab: &Lab, address: &str, args: &[&str]) -> Command {
-    run_on_with_patience(lab, address, ["1", "3"], args)
+    // Enough for all attempts with the pauses between them: a deadline in a pause hides what came back.
+    run_on_with_patience(lab, address, ["1", "15"], args)
 }
 
 /// As [`run_on`], with these seconds for an attempt and for a call.
