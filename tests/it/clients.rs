@@ -39,7 +39,7 @@ fn sparse_image(lab: &Lab, size: usize) -> (std::path::PathBuf, Vec<u8>) {
     let mut content = vec![0; size];
     for (start, length) in [(0, 5000), (1_000_001, 700_000), (size / 2, 1 << 20), (size - 77, 77)] {
         let bytes = content[start..start + length].iter_mut().enumerate();
-        bytes.for_each(|(i, byte)| *byte = (i % 251 + 1) as u8);
+        bytes.for_each(|(i, byte)| *byte = u8::try_from(i % 251 + 1).unwrap());
     }
     let path = lab.path("image");
     let mut file = std::fs::File::create(&path).unwrap();
@@ -195,7 +195,7 @@ fn the_nbd_crate() {
     let export = nbd::client::handshake(&stream, b"old").unwrap();
     assert_eq!((export.size, export.readonly, export.send_flush), (4 << 20, false, true));
     let mut client = nbd::client::NbdClient::new(&stream, &export);
-    let data: Vec<u8> = (0..100_000_u32).map(|i| (i % 253) as u8).collect();
+    let data: Vec<u8> = (0..100_000_u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
     client.seek(SeekFrom::Start(12_345)).unwrap();
     client.write_all(&data).unwrap();
     client.flush().unwrap();
@@ -222,7 +222,7 @@ fn odd_bytes_by_the_old_way() {
         if !no_zeroes {
             assert_eq!(client.take().unwrap(), [0; 124]);
         }
-        let data: Vec<u8> = (0..(1 << 20) + 14).map(|i| (i % 247) as u8).collect();
+        let data: Vec<u8> = (0..(1_u32 << 20) + 14).map(|i| u8::try_from(i % 247).unwrap()).collect();
         client.write(1, &data);
         assert_eq!(client.read(0, 1), [0], "the byte before");
         assert!(client.read(1, data.len()) == data);

@@ -215,7 +215,7 @@ fn a_kms_that_is_away_at_the_end() {
     let lab = Lab::new();
     let kms = RemoteKms::start(&lab);
     let before = World::of(&lab);
-    let mut command = kms.run(&lab, &["--json"]);
+    let mut command = run_on_with_patience(&lab, &kms.address, ["1", "4"], &["--json"]);
     command.stdout(Stdio::piped());
     let volume = Volume::spawn(command);
     let address = kms.address.clone();

@@ -3,8 +3,8 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -267,17 +267,12 @@ fn a_handshake_left_hanging() {
     beside(|socket| {
         let mut silent = Client::connect(socket);
         let mut slow = Client::haggling(socket);
-        let (sender, hung_up) = mpsc::channel();
-        std::thread::spawn(move || {
-            silent.is_hung_up_on();
-            sender.send(()).unwrap();
-        });
-        while hung_up.recv_timeout(Duration::from_secs(1)).is_err() {
-            let list = [&b"IHAVEOPT"[..], &LIST.to_be_bytes(), &[0; 4]].concat();
-            if slow.stream.write_all(&list).is_err() {
-                break;
-            }
+        let hung_up = std::thread::spawn(move || silent.is_hung_up_on());
+        let list = [&b"IHAVEOPT"[..], &LIST.to_be_bytes(), &[0; 4]].concat();
+        while !hung_up.is_finished() && slow.stream.write_all(&list).is_ok() {
+            std::thread::sleep(Duration::from_secs(1));
         }
+        hung_up.join().unwrap();
         slow.is_hung_up_on();
     });
 }

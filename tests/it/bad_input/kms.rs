@@ -95,7 +95,6 @@ fn every_call_that_fails() {
     let kms = RemoteKms::start(&lab);
     for operation in ["DescribeKey", "GenerateDataKeyWithoutPlaintext", "CreateGrant", "Decrypt"] {
         for (code, status, exit) in [
-            ("KMSInternalException", 500, 5),
             ("AccessDeniedException", 400, 3),
             ("DisabledException", 400, 4),
             ("KMSInvalidStateException", 400, 4),
@@ -108,6 +107,17 @@ fn every_call_that_fails() {
             kms.order("reset", &json!({}));
         }
     }
+}
+
+/// After all retries. They take their time, so only the call with most to undo is tried.
+#[test]
+fn a_decrypt_that_fails_inside_the_kms() {
+    let lab = Lab::new();
+    let kms = RemoteKms::start(&lab);
+    kms.fail("Decrypt", "KMSInternalException", 500);
+    let words = ["error: KMS key", "Decrypt failed", "KMSInternalException", "request ", "try again"];
+    refuses(&lab, kms.run(&lab, &["--", "true"]), 5, &words);
+    assert_eq!((calls(&lab, "CreateGrant"), calls(&lab, "RetireGrant")), (1, 1));
 }
 
 #[test]
