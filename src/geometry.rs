@@ -80,7 +80,7 @@ pub enum GeometryError {
     #[error("a volume cannot have the size 0")]
     Zero,
     /// The last sector would be incomplete.
-    #[error("size {size} is not a multiple of the sector size {sector}; the next smaller one is {}", size - size % *sector as u64)]
+    #[error("size {size} is not a multiple of the sector size {sector}; the next larger one is {}", size.next_multiple_of(*sector as u64))]
     Fraction {
         /// Bytes asked for.
         size: u64,

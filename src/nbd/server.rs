@@ -1,7 +1,7 @@
 //! The NBD server: listeners, handshake, transmission, orderly end.
 //!
 //! Accepting and haggling is done by tokio tasks under a deadline, so that a thousand silent peers cost a task each
-//! and no thread. A client that has chosen its export gets a few threads of its own (see [`connection`]), for what
+//! and no thread. A client that has chosen its export gets a few threads of its own, for what
 //! follows is copying and ciphering, which a hand-off between tasks only slows down.
 //!
 //! The server knows nothing of keys and ciphers: an [`Export`] is any [`BlockDevice`].

@@ -1,19 +1,28 @@
 //! Black-box tests: the built binary, driven by real clients.
 //!
 //! One test crate with a module per behaviour, since every crate links the whole program anew.
-
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a test says what it expects by failing, and its numbers are small"
+    reason = "a test says what it expects by failing, its helpers too, and its numbers are small"
 )]
 
+mod bad_input;
 mod ciphertext;
+mod clients;
+mod endings;
+mod interrupted;
 mod kms_peers;
 mod kms_server;
+mod leavings;
+mod manual;
 mod memory;
+mod peer;
+mod raw;
+mod remote_kms;
 mod secrets;
 mod support;
 mod volume_life;
+mod wrong_clients;

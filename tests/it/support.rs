@@ -18,7 +18,9 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        let lab = Self { directory: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(lab.path("run")).unwrap();
+        lab
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -33,6 +35,8 @@ impl Lab {
     pub(crate) fn sealblk<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sealblk"));
         command.args(args).env("SEALBLK_STATE_DIR", self.state()).current_dir(self.directory.path());
+        // Private sockets lie here, so that a test sees what is left of them.
+        command.env("XDG_RUNTIME_DIR", self.path("run"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("AWS_") {
                 command.env_remove(name);
@@ -99,8 +103,13 @@ impl Volume {
     }
 
     /// SIGTERM, and everything until the end: exit status and teardown record.
-    pub(crate) fn stop(mut self) -> (ExitStatus, Value) {
+    pub(crate) fn stop(self) -> (ExitStatus, Value) {
         self.signal(15);
+        self.end()
+    }
+
+    /// Waits for the end: exit status and teardown record.
+    pub(crate) fn end(mut self) -> (ExitStatus, Value) {
         let status = wait(&mut self.child);
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();

@@ -102,6 +102,8 @@ pub(super) fn start(
         let spawned =
             thread::Builder::new().name(format!("nbd-{number}")).stack_size(STACK).spawn(move || {
                 Worker { connection: &connection, buffer: Vec::new() }.run();
+                // First the device: whoever waits for the last registration relies on nobody using it any more.
+                drop(connection);
                 drop(registration);
             });
         match spawned {

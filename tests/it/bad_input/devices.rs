@@ -1,0 +1,88 @@
+//! Block devices: loop devices, since every machine can make those. Needs root, or sudo that asks no password.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::leavings::refused;
+use crate::support::{Lab, Volume, assert_succeeds, finish, text, tool};
+
+const SIZE: u64 = 4 << 20;
+
+/// A loop device over a file full of data.
+struct Device {
+    path: String,
+    file: PathBuf,
+}
+
+fn as_root(script: &str) -> String {
+    let root = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0;
+    let mut command = if root { tool("sh") } else { Command::new("sudo") };
+    command.args(if root { &["-ec"][..] } else { &["-n", "sh", "-ec"] }).arg(script);
+    let output = finish(command);
+    assert!(output.status.success(), "loop devices need root: {script}: {}", text(&output.stderr));
+    text(&output.stdout).trim().to_owned()
+}
+
+impl Device {
+    fn new(lab: &Lab, options: &str) -> Self {
+        drop(tool("losetup"));
+        let file = lab.path("disk");
+        std::fs::write(&file, vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
+        let script = format!("losetup {options} --find --show {}", file.display());
+        let device = Self { path: as_root(&script), file };
+        as_root(&format!("chown {} {}", owner(&device.file), device.path));
+        device
+    }
+
+    fn content(&self) -> Vec<u8> {
+        as_root(&format!("blockdev --flushbufs {}", self.path));
+        std::fs::read(&self.file).unwrap()
+    }
+}
+
+fn owner(file: &Path) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(file).unwrap())
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        as_root(&format!("losetup --detach {}", self.path));
+    }
+}
+
+#[test]
+fn a_device_holds_a_volume_and_nothing_afterwards() {
+    let lab = Lab::new();
+    let device = Device::new(&lab, "");
+    let script = "qemu-io -f raw -c 'read -P 0 0 4M' -c 'write -P 0xab 0 1M' -c 'read -P 0xab 0 1M' \"$uri\"";
+    drop(tool("qemu-io"));
+    assert_succeeds(&lab.run(&["--size", "4M", "--backing", &device.path], script));
+    assert!(device.content().iter().all(|byte| *byte == 0), "neither the old data nor ciphertext is left");
+}
+
+#[test]
+fn a_device_that_is_too_small() {
+    let lab = Lab::new();
+    let device = Device::new(&lab, "");
+    let words = [device.path.as_str(), "has 4194304 bytes", "needs 8388608"];
+    refused(&lab, &["--size", "8M", "--backing", &device.path], 7, &words);
+    assert!(device.content().iter().all(|byte| *byte == 7), "its data is not discarded for a refusal");
+}
+
+#[test]
+fn a_device_that_another_volume_lies_on() {
+    let lab = Lab::new();
+    let device = Device::new(&lab, "");
+    let args = ["--size", "4M", "--backing", device.path.as_str()];
+    let volume = Volume::start(&lab, &args);
+    refused(&lab, &args, 7, &[&device.path, "in use"]);
+    assert!(volume.stop().0.success());
+}
+
+#[test]
+fn a_read_only_device() {
+    let lab = Lab::new();
+    let device = Device::new(&lab, "--read-only");
+    refused(&lab, &["--size", "4M", "--backing", &device.path], 7, &["error: backing", &device.path]);
+    assert!(device.content().iter().all(|byte| *byte == 7));
+}
