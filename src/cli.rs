@@ -57,23 +57,28 @@ enum Command {
     Completions(manual::CompletionsArgs),
     /// Write man pages
     Man(manual::ManArgs),
-    /// Unwrap a data key for the parent process
-    #[command(name = isolate::HIDDEN_COMMAND, hide = true)]
-    Unwrap,
 }
 
-/// Runs a parsed command to its exit code.
-pub fn main(cli: Cli) -> ExitCode {
+/// Runs the command line to its exit code.
+pub fn main() -> ExitCode {
+    // Not one of the commands: help, completions and man pages show what users may use.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == isolate::HIDDEN_COMMAND) {
+        telemetry::init(LevelFilter::WARN);
+        return exit(run::unwrap());
+    }
+    let cli = Cli::parse();
     telemetry::init(cli.log);
     let state = cli.state_dir.unwrap_or_else(options::default_state);
-    let result = match cli.command {
+    exit(match cli.command {
         Command::Run(args) => run::run(*args, state, cli.json),
         Command::Gc(args) => gc::gc(&args, &state, cli.json),
         Command::Kms(args) => kms::kms(args, &state, cli.json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
-        Command::Unwrap => run::unwrap(),
-    };
+    })
+}
+
+fn exit(result: Result<ExitCode, Failure>) -> ExitCode {
     result.unwrap_or_else(|failure| {
         output::error(&failure);
         ExitCode::from(failure.code())

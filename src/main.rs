@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 /// Freed memory is wiped: what libraries leave behind (grant tokens, request bodies, the plaintext that
 /// `sealblk kms serve` answers with) does not stay in the heap.
 #[global_allocator]
@@ -11,5 +9,5 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
-    sealblk::cli::main(sealblk::cli::Cli::parse())
+    sealblk::cli::main()
 }
