@@ -103,7 +103,12 @@ impl RunArgs {
         if self.export.len() > 4096 {
             return Err(Failure::Usage("--export has more than 4096 bytes, the most that NBD allows".into()));
         }
-        let default = || std::env::var("TMPDIR").unwrap_or_else(|_| "/var/tmp".into());
+        let backing = match &self.backing {
+            Some(text) => Backing::from_argument(text)?,
+            None => {
+                Backing::Directory(std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into()).into())
+            }
+        };
         Ok(Specification {
             layout: Layout { sector, size },
             options: Options { read_only: self.read_only, discard: self.discard == Switch::On },
@@ -116,7 +121,7 @@ impl RunArgs {
             listen,
             insecure: self.insecure,
             export: self.export.clone(),
-            backing: Backing::from_argument(&self.backing.clone().unwrap_or_else(default))?,
+            backing,
             state,
             helper: "/proc/self/exe".into(),
         })

@@ -140,6 +140,9 @@ impl Backing {
             Self::Device(path) => (device(path)?, path.as_path(), Ending::Discard),
         };
         let leftover = Leftover { file, path: path.into(), size, ending };
+        if matches!(self, Self::Directory(_) | Self::File(_)) {
+            leftover.warn_of_little_space();
+        }
         match leftover.make_room().and_then(|()| leftover.file.try_clone().map_err(on(path, "share"))) {
             Ok(file) => Ok((FileStore::new(file), leftover)),
             Err(error) => {
@@ -215,6 +218,16 @@ impl Leftover {
             Ok(()) => self.punch(length).map_err(on(&self.path, "discard")),
             // Without fallocate there is nothing to learn, and nothing was taken.
             Err(_) => Ok(()),
+        }
+    }
+
+    /// A sparse file may be larger than what is free: fine for a volume that is never filled, so no error.
+    fn warn_of_little_space(&self) {
+        let Ok(space) = rustix::fs::fstatvfs(&self.file) else { return };
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if free < self.size {
+            let (path, size) = (self.path.display(), self.size);
+            tracing::warn!(%path, free, size, "the volume is larger than the free space: writes fail once it is used up");
         }
     }
 

@@ -11,7 +11,7 @@ use base64::Engine;
 
 use crate::kms_server::KmsServer;
 use crate::memory::{Needle, Schedule, assert_none, find_schedules, find_xts_keys, scan};
-use crate::support::{Lab, Volume, assert_succeeds, entries, eventually, finish, tool, wait};
+use crate::support::{Lab, Volume, assert_succeeds, entries, eventually, finish, text, tool, wait};
 
 /// Passes everything on between a client and a server, and keeps what the server says.
 struct Recorder {
@@ -39,12 +39,16 @@ impl Recorder {
         Self { port, heard }
     }
 
+    /// What an answer said in this field.
+    fn field(&self, name: &str) -> String {
+        let heard = String::from_utf8_lossy(&self.heard.lock().unwrap()).into_owned();
+        let after = heard.split(&format!("\"{name}\":\"")).nth(1).expect("an answer with the field");
+        after.split('"').next().unwrap().to_owned()
+    }
+
     /// The data key in the answer to Decrypt.
     fn data_key(&self) -> Vec<u8> {
-        let heard = String::from_utf8_lossy(&self.heard.lock().unwrap()).into_owned();
-        let after = heard.split("\"Plaintext\":\"").nth(1).expect("an answer to Decrypt");
-        let text = after.split('"').next().unwrap();
-        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+        base64::engine::general_purpose::STANDARD.decode(self.field("Plaintext")).unwrap()
     }
 }
 
@@ -147,6 +151,27 @@ fn through_the_aws_provider() {
     assert!(volume.child.try_wait().unwrap().is_none(), "the process was to live on");
     server.resume();
     assert!(wait(&mut volume.child).success());
+}
+
+#[test]
+fn no_log_at_any_level_holds_a_secret() {
+    let lab = Lab::new();
+    let server = KmsServer::start(&lab);
+    let recorder = Recorder::before(server.address());
+    let mut command =
+        lab.sealblk(["run", "--size", "1M", "--log", "trace", "--kms", "aws", "--kms-endpoint"]);
+    command.arg(format!("http://127.0.0.1:{}", recorder.port)).args(["--", "true"]);
+    server.credentials(&mut command, "provisioner");
+    // The SDK's own switch for printing bodies, and the usual one for printing everything.
+    command.env("LOG_SENSITIVE_BODIES", "true").env("RUST_LOG", "trace").env("SEALBLK_LOG", "trace");
+    let output = finish(command);
+    assert_succeeds(&output);
+    let log = text(&output.stderr);
+    assert!(log.contains("unlocked"), "{log}");
+    for secret in ["Plaintext", "CiphertextBlob", "GrantToken"].map(|field| recorder.field(field)) {
+        // Not even a piece of it.
+        assert!(!log.contains(&secret[..24]), "{log}");
+    }
 }
 
 /// With the embedded KMS nobody outside sees the key: it is learnt from the cipher's contexts themselves. The
