@@ -47,7 +47,7 @@ Exit codes: 0 done; 1 internal; 2 usage; 3 KMS denied; 4 KMS key unusable; 5 KMS
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve an encrypted scratch volume until COMMAND ends, or until SIGINT or SIGTERM
+    /// Serve an encrypted scratch volume until COMMAND ends, or until SIGINT, SIGTERM or SIGHUP
     Run(Box<run::RunArgs>),
     /// Retire the grants of volumes whose process died, and remove what they left
     Gc(gc::GcArgs),

@@ -31,7 +31,7 @@ pub(super) fn gc(_: &GcArgs, state: &Path, json: bool) -> Result<ExitCode, Failu
         return Err(Failure::Leftovers(left));
     }
     if !json {
-        output::line(format!("{} dead volumes cleared away", swept.len()));
+        output::line(format!("cleared away: {}", swept.len()));
     }
     Ok(ExitCode::SUCCESS)
 }

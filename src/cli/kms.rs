@@ -210,6 +210,7 @@ async fn serve_http(admin: &Admin, listen: &str, options: ServeOptions, json: bo
     };
     let mut signals = run::handle_signals()?;
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    options.check(&listener)?;
     let endpoint = format!("http://{}", listener.local_addr().map_err(failed)?);
     if json {
         let details = json!({ "endpoint": endpoint, "pid": std::process::id() });

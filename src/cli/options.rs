@@ -39,7 +39,7 @@ pub(super) struct KmsOptions {
     #[arg(long, value_name = "ARN")]
     retiring: Option<String>,
 
-    /// Dry-run every KMS call before anything is made
+    /// Dry-run the calls that make the key and the grant before making them
     #[arg(long, default_value = "on", value_name = "on|off")]
     preflight: Switch,
 

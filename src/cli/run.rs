@@ -181,8 +181,11 @@ async fn run_volume(
     let running = tokio::select! {
         started = engine::start(specification) => started?,
         signal = signals.next() => {
-            // What the interrupted start had made is in its journal, as after a crash.
-            journal::sweep(&state).await;
+            // What the interrupted start had made is in its journal, as after a crash. A second signal leaves it there.
+            tokio::select! {
+                _ = journal::sweep(&state) => {}
+                _ = signals.next() => {}
+            }
             return Ok(signal.exit_code());
         }
     };

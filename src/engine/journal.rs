@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -166,8 +167,11 @@ pub enum SweepError {
 pub async fn sweep(state: &Path) -> Vec<Swept> {
     let mut all = Vec::new();
     let entries = fs::read_dir(directory(state)).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"))
-    {
+    for path in entries.map(|entry| entry.path()) {
+        if path.extension().is_none_or(|extension| extension != "json") {
+            remove_unfinished(&path);
+            continue;
+        }
         let Some(mut file) = lock_if_dead(&path) else { continue };
         let mut volume = None;
         let outcome = clear(&path, &mut file, &mut volume).await;
@@ -178,6 +182,19 @@ pub async fn sweep(state: &Path) -> Vec<Swept> {
         all.push(Swept { path, volume, outcome });
     }
     all
+}
+
+/// A journal whose writer died before it got its name; what it would have said stands in the one it was to replace.
+/// Only an old one: a young one's writer may be about to lock it.
+fn remove_unfinished(path: &Path) {
+    let age = fs::metadata(path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+    if !matches!(age, Ok(Ok(age)) if age > Duration::from_secs(60)) {
+        return;
+    }
+    let removed = lock_if_dead(path).map(|_lock| fs::remove_file(path));
+    if let Some(Err(error)) = removed {
+        tracing::warn!(path = %path.display(), %error, "cannot remove an unfinished journal");
+    }
 }
 
 /// Opens and locks the journal of a process that is dead.

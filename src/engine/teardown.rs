@@ -28,10 +28,7 @@ impl Running {
         self.steps.push(Step::now("keys-wiped"));
         let grant = GrantRef::Token { key: &self.key, grant_id: &self.grant_id, token: &self.token };
         let grant = match self.kms.release(&grant).await {
-            Ok(released) => {
-                self.journal.remove();
-                Ended::Ended(released)
-            }
+            Ok(released) => Ended::Ended(released),
             Err(error) => {
                 tracing::error!(%error, "the grant is left over; the next start or `sealblk gc` retires it");
                 Ended::Failed(error.to_string())
@@ -41,10 +38,13 @@ impl Running {
         let backing = match self.leftover.dispose() {
             Ok(disposal) => Ended::Ended(disposal),
             Err(error) => {
-                tracing::error!(%error, "the backing is left over");
+                tracing::error!(%error, "the backing is left over; the next start or `sealblk gc` removes it");
                 Ended::Failed(error.to_string())
             }
         };
+        if matches!((&grant, &backing), (Ended::Ended(_), Ended::Ended(_))) {
+            self.journal.remove();
+        }
         drop(self.private);
         self.steps.push(Step::now("backing-removed"));
         Record {

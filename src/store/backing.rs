@@ -139,7 +139,7 @@ impl Backing {
             }
             Self::Device(path) => (device(path)?, path.as_path(), Ending::Discard),
         };
-        let leftover = Leftover { file, path: path.into(), size, ending };
+        let mut leftover = Leftover { file, path: path.into(), size, ending };
         if matches!(self, Self::Directory(_) | Self::File(_)) {
             leftover.warn_of_little_space();
         }
@@ -186,7 +186,7 @@ impl Leftover {
         }
     }
 
-    fn make_room(&self) -> Result<(), StoreError> {
+    fn make_room(&mut self) -> Result<(), StoreError> {
         match self.ending {
             Ending::Vanishes | Ending::Unlink => {
                 self.file.set_len(self.size).map_err(on(&self.path, "enlarge"))?;
@@ -198,7 +198,9 @@ impl Leftover {
                 if has < self.size {
                     return Err(StoreError::TooSmall { path: self.path.clone(), has, needs: self.size });
                 }
-                match self.punch(self.size) {
+                // All of it, so that nothing an earlier user left stays behind the volume's end.
+                self.size = has;
+                match self.punch(has) {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                         tracing::warn!(path = %self.path.display(), "the backing has no discard: what was never written reads as noise");

@@ -238,3 +238,22 @@ fn a_kms_that_is_away_at_the_end() {
     assert!(text(&output.stdout).contains("grant retired"), "{}", text(&output.stdout));
     assert_eq!(World::of(&lab), before);
 }
+
+/// What a teardown could not remove stays in the journal, and the exit code says that something is left.
+#[test]
+fn a_backing_that_cannot_be_removed() {
+    let lab = Lab::new();
+    let backing = lab.path("backing");
+    let volume = Volume::start(&lab, &["--size", "1M", "--backing", backing.to_str().unwrap()]);
+    // A directory has taken the file's place: it is nobody's to remove.
+    std::fs::remove_file(&backing).unwrap();
+    std::fs::create_dir(&backing).unwrap();
+    let (status, record) = volume.stop();
+    assert_eq!(status.code(), Some(1), "{record}");
+    assert!(record["backing"]["failed"].as_str().unwrap().contains("remove"), "{record}");
+    assert_eq!(record["grant"]["ended"], "retired", "{record}");
+    assert_eq!(lab.journals().len(), 1);
+    assert_succeeds(&finish(lab.sealblk(["gc"])));
+    assert!(lab.journals().is_empty());
+    assert!(backing.is_dir(), "another's directory stays");
+}

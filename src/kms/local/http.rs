@@ -44,6 +44,35 @@ pub struct ServeOptions {
     pub insecure: bool,
 }
 
+impl ServeOptions {
+    /// Checks that the listener's address may be served on.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Config`] for an address other than loopback that the options do not allow.
+    pub fn check(self, listener: &TcpListener) -> Result<(), KmsError> {
+        let refuse = |message: String| Err(KmsError::new("serve", ErrorClass::Config, message));
+        let address = match listener.local_addr() {
+            Ok(address) => address,
+            Err(error) => return refuse(format!("the listener has no address: {error}")),
+        };
+        if address.ip().is_loopback() {
+            return Ok(());
+        }
+        if self.faults {
+            return refuse(format!(
+                "{address} is not a loopback address, and fault injection is for those only"
+            ));
+        }
+        if !self.insecure {
+            return refuse(format!(
+                "{address} is not a loopback address, and data keys would cross the network unencrypted"
+            ));
+        }
+        tracing::warn!(%address, "the KMS serves data keys unencrypted to the network");
+        Ok(())
+    }
+}
+
 /// Serves `kms` on `listener` until `shutdown` completes; then running requests have five seconds to end.
 ///
 /// # Errors
@@ -54,7 +83,7 @@ pub async fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), KmsError> {
-    check_address(&listener, options)?;
+    options.check(&listener)?;
     let server = Arc::new(Server::new(kms.engine(), options.faults.then(Faults::default)));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (stop, stopped) = watch::channel(());
@@ -78,27 +107,6 @@ pub async fn serve(
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("KMS requests still running at shutdown are cut off");
     }
-    Ok(())
-}
-
-fn check_address(listener: &TcpListener, options: ServeOptions) -> Result<(), KmsError> {
-    let refuse = |message: String| Err(KmsError::new("serve", ErrorClass::Config, message));
-    let address = match listener.local_addr() {
-        Ok(address) => address,
-        Err(error) => return refuse(format!("the listener has no address: {error}")),
-    };
-    if address.ip().is_loopback() {
-        return Ok(());
-    }
-    if options.faults {
-        return refuse(format!("{address} is not a loopback address, and fault injection is for those only"));
-    }
-    if !options.insecure {
-        return refuse(format!(
-            "{address} is not a loopback address, and data keys would cross the network unencrypted"
-        ));
-    }
-    tracing::warn!(%address, "the KMS serves data keys unencrypted to the network");
     Ok(())
 }
 
