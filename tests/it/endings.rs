@@ -220,6 +220,11 @@ fn a_kms_that_is_away_at_the_end() {
     let volume = Volume::spawn(command);
     let address = kms.address.clone();
     kms.stop();
+    // Neither a new connection nor its requests need the KMS.
+    let mut client = Client::ready(&volume.socket());
+    client.write(0, b"without a KMS");
+    assert_eq!(client.read(0, 13), b"without a KMS");
+    drop(client);
     let (status, record) = volume.stop();
     assert!(status.success(), "{record}");
     assert!(record["grant"]["failed"].as_str().unwrap().contains("RetireGrant"), "{record}");

@@ -17,5 +17,6 @@ mod peer;
 mod raw;
 mod remote_kms;
 mod support;
+mod together;
 mod volume_life;
 mod wrong_clients;

@@ -7,7 +7,10 @@ use crate::support::{Lab, assert_succeeds, finish, text};
 fn code_of(command: &[&str], reason: &str) -> Option<i32> {
     let lab = Lab::new();
     let before = World::of(&lab);
-    let output = finish(lab.sealblk([&["run", "--size", "1M", "--"], command].concat()));
+    let mut run = lab.sealblk([&["run", "--size", "1M", "--"], command].concat());
+    // A directory that may not be searched would make "not found" a "permission denied" (execvp(3)).
+    run.env("PATH", "/usr/bin:/bin");
+    let output = finish(run);
     let stderr = text(&output.stderr);
     let record: serde_json::Value = serde_json::from_str(stderr.lines().last().unwrap()).expect(&stderr);
     assert!(record["reason"].as_str().unwrap().contains(reason), "{record}");
