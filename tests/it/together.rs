@@ -42,6 +42,34 @@ fn each_volume_has_its_own_data_and_end() {
     assert_eq!(World::of(&lab), before);
 }
 
+/// Several clients write slices of the same sectors at once: every sector is read, changed and written back, and no
+/// neighbour's bytes are lost.
+#[test]
+fn neighbours_in_a_sector() {
+    const SLICE: usize = 100;
+    const WRITERS: usize = 4;
+    const ROUNDS: usize = 300;
+    let lab = Lab::new();
+    let volume = Volume::start(&lab, &["--size", "1M", "--backing", "memory"]);
+    let writers = (0..WRITERS).map(|writer| {
+        let socket = volume.socket();
+        std::thread::spawn(move || {
+            let mut client = Client::ready(&socket);
+            let byte = u8::try_from(writer + 1).unwrap();
+            for round in 0..ROUNDS {
+                client.write(((round * WRITERS + writer) * SLICE) as u64, &[byte; SLICE]);
+            }
+        })
+    });
+    writers.collect::<Vec<_>>().into_iter().for_each(|writer| writer.join().unwrap());
+    let all = Client::ready(&volume.socket()).read(0, ROUNDS * WRITERS * SLICE);
+    for (number, slice) in all.chunks(SLICE).enumerate() {
+        let expected = u8::try_from(number % WRITERS + 1).unwrap();
+        assert!(slice.iter().all(|byte| *byte == expected), "slice {number} lost bytes");
+    }
+    assert!(volume.stop().0.success());
+}
+
 #[test]
 fn a_private_socket_is_its_owners_alone() {
     let lab = Lab::new();
