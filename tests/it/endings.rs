@@ -213,9 +213,11 @@ fn a_signal_during_the_start() {
 #[test]
 fn a_kms_that_is_away_at_the_end() {
     let lab = Lab::new();
-    let kms = RemoteKms::start(&lab);
+    drop(RemoteKms::start(&lab));
+    // An address that no other test uses: its port must be free when the KMS comes back.
+    let kms = RemoteKms::serve(&lab, "127.0.0.2:0");
     let before = World::of(&lab);
-    let mut command = run_on_with_patience(&lab, &kms.address, ["1", "4"], &["--json"]);
+    let mut command = run_on_with_patience(&lab, &kms.address, ["5", "10"], &["--json"]);
     command.stdout(Stdio::piped());
     let volume = Volume::spawn(command);
     let address = kms.address.clone();
