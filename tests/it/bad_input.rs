@@ -5,6 +5,7 @@ mod addresses;
 mod backings;
 mod commands;
 mod devices;
+mod embedded;
 mod keys;
 mod kms;
 mod sizes;

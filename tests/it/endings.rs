@@ -213,13 +213,20 @@ fn a_signal_during_the_start() {
 #[test]
 fn a_kms_that_is_away_at_the_end() {
     let lab = Lab::new();
-    let kms = RemoteKms::start(&lab);
+    drop(RemoteKms::start(&lab));
+    // An address that no other test uses: its port must be free when the KMS comes back.
+    let kms = RemoteKms::serve(&lab, "127.0.0.2:0");
     let before = World::of(&lab);
-    let mut command = run_on_with_patience(&lab, &kms.address, ["1", "4"], &["--json"]);
+    let mut command = run_on_with_patience(&lab, &kms.address, ["5", "10"], &["--json"]);
     command.stdout(Stdio::piped());
     let volume = Volume::spawn(command);
     let address = kms.address.clone();
     kms.stop();
+    // Neither a new connection nor its requests need the KMS.
+    let mut client = Client::ready(&volume.socket());
+    client.write(0, b"without a KMS");
+    assert_eq!(client.read(0, 13), b"without a KMS");
+    drop(client);
     let (status, record) = volume.stop();
     assert_eq!(status.code(), Some(1), "{record}");
     assert!(record["grant"]["failed"].as_str().unwrap().contains("RetireGrant"), "{record}");

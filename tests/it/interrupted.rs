@@ -132,10 +132,12 @@ fn a_key_that_is_disabled_ends_no_volume() {
     let lab = Lab::new();
     let volume = Volume::start(&lab, &["--size", "1M"]);
     assert_succeeds(&finish(lab.sealblk(["kms", "schedule-deletion", "--days", "7"])));
+    let calls_so_far = lab.events().len();
     let mut client = Client::ready(&volume.socket());
     client.write(0, b"still here");
     assert_eq!(client.read(0, 10), b"still here");
     drop(client);
+    assert_eq!(lab.events().len(), calls_so_far, "a client costs no KMS call");
     let (status, record) = volume.stop();
     assert!(status.success());
     assert_eq!(record["grant"]["ended"], "retired", "{record}");

@@ -24,5 +24,6 @@ mod raw;
 mod remote_kms;
 mod secrets;
 mod support;
+mod together;
 mod volume_life;
 mod wrong_clients;

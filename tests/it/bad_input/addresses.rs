@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 
-use crate::leavings::{refused, refused_at_once};
+use crate::leavings::{refused, refused_at_once, refuses};
 use crate::support::{Lab, Volume, assert_succeeds, finish, tool};
 
 #[test]
@@ -36,6 +36,17 @@ fn a_socket_path_that_is_a_file() {
 fn a_socket_path_that_is_too_long() {
     let path = format!("/tmp/{}", "x".repeat(103));
     refused_at_once(&["--size", "1M", "--listen", &format!("unix:{path}")], 2, &[&path, "107", "shorter"]);
+}
+
+/// The path that sealblk chooses itself may be too long as well; its directory must not be left.
+#[test]
+fn a_private_socket_whose_path_is_too_long() {
+    let lab = Lab::new();
+    let deep = lab.path(&"d".repeat(90));
+    std::fs::create_dir(&deep).unwrap();
+    let mut command = lab.sealblk(["run", "--size", "1M", "--", "true"]);
+    command.env("XDG_RUNTIME_DIR", &deep);
+    refuses(&lab, command, 2, &["error: socket path", deep.to_str().unwrap(), "107"]);
 }
 
 #[test]

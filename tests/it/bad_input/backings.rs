@@ -106,7 +106,7 @@ fn refused_at_once_but_for_checks(path: &str, told: &str) {
 fn a_read_only_file_system() {
     let lab = Lab::new();
     let script =
-        "mount -t tmpfs tmpfs mnt && truncate -s 1M mnt/file && mount -o remount,ro mnt && exec \"$@\"";
+        "mount -t tmpfs tmpfs mnt && truncate -s 1M mnt/file && mount -o remount,bind,ro mnt && exec \"$@\"";
     for backing in ["mnt", "mnt/new", "mnt/file"] {
         let command = mounted(&lab, script, &["--size", "1M", "--backing", backing, "--", "true"]);
         refuses(&lab, command, 7, &["error: backing", backing, "Read-only file system"]);

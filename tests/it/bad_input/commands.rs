@@ -1,13 +1,16 @@
 //! COMMAND's own failures, and a record that cannot be written.
 
-use crate::leavings::{World, refused_at_once};
+use crate::leavings::{World, refused, refused_at_once};
 use crate::support::{Lab, assert_succeeds, finish, text};
 
 /// Runs COMMAND under a volume: its exit code, and the record, which is always printed.
 fn code_of(command: &[&str], reason: &str) -> Option<i32> {
     let lab = Lab::new();
     let before = World::of(&lab);
-    let output = finish(lab.sealblk([&["run", "--size", "1M", "--"], command].concat()));
+    let mut run = lab.sealblk([&["run", "--size", "1M", "--"], command].concat());
+    // A directory that may not be searched would make "not found" a "permission denied" (execvp(3)).
+    run.env("PATH", "/usr/bin:/bin");
+    let output = finish(run);
     let stderr = text(&output.stderr);
     let record: serde_json::Value = serde_json::from_str(stderr.lines().last().unwrap()).expect(&stderr);
     assert!(record["reason"].as_str().unwrap().contains(reason), "{record}");
@@ -66,4 +69,17 @@ fn a_record_that_cannot_be_written() {
     ] {
         refused_at_once(&["--size", "1M", "--record", path], 7, &["error: open record", path, told]);
     }
+}
+
+/// The record's file is opened early; where no volume follows, none of it may stay.
+#[test]
+fn a_record_of_nothing() {
+    let lab = Lab::new();
+    let record = lab.path("record");
+    let args = ["--size", "1M", "--key", "alias/none", "--record", record.to_str().unwrap()];
+    refused(&lab, &args, 4, &["alias/none"]);
+    // A file that was there before stays, with what it holds.
+    std::fs::write(&record, "earlier\n").unwrap();
+    refused(&lab, &args, 4, &["alias/none"]);
+    assert_eq!(std::fs::read(&record).unwrap(), b"earlier\n");
 }

@@ -1,5 +1,7 @@
 //! Block devices: loop devices, since every machine can make those. Needs root, or sudo that asks no password.
 
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,7 +17,7 @@ struct Device {
 }
 
 fn as_root(script: &str) -> String {
-    let root = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0;
+    let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     let mut command = if root { tool("sh") } else { Command::new("sudo") };
     command.args(if root { &["-ec"][..] } else { &["-n", "sh", "-ec"] }).arg(script);
     let output = finish(command);
@@ -41,7 +43,7 @@ impl Device {
 }
 
 fn owner(file: &Path) -> u32 {
-    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(file).unwrap())
+    std::fs::metadata(file).unwrap().uid()
 }
 
 impl Drop for Device {
@@ -77,6 +79,18 @@ fn a_device_that_another_volume_lies_on() {
     let volume = Volume::start(&lab, &args);
     refused(&lab, &args, 7, &[&device.path, "in use"]);
     assert!(volume.stop().0.success());
+}
+
+/// As a mounted file system holds its device: exclusively (open(2), O_EXCL without O_CREAT).
+#[test]
+fn a_device_that_somebody_holds() {
+    const O_EXCL: i32 = 0o200;
+    let lab = Lab::new();
+    let device = Device::new(&lab, "");
+    let holder = File::options().read(true).custom_flags(O_EXCL).open(&device.path).unwrap();
+    refused(&lab, &["--size", "4M", "--backing", &device.path], 7, &[&device.path, "in use", "mounted"]);
+    drop(holder);
+    assert!(device.content().iter().all(|byte| *byte == 7), "its data is not discarded for a refusal");
 }
 
 #[test]
