@@ -6,6 +6,7 @@ mod kms;
 mod manual;
 mod options;
 mod output;
+mod record_file;
 mod run;
 mod signals;
 

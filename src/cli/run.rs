@@ -1,8 +1,6 @@
 //! `sealblk run`: one ephemeral volume in the foreground.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 
@@ -14,6 +12,7 @@ use tokio::runtime::Runtime;
 use super::Failure;
 use super::options::{KmsOptions, Switch};
 use super::output::{self, Event};
+use super::record_file::RecordFile;
 use super::signals::{Signal, Signals};
 use crate::engine::{self, Record, Running, Specification, journal};
 use crate::envelope::Layout;
@@ -130,7 +129,7 @@ impl RunArgs {
 
 pub(super) fn run(args: RunArgs, state: PathBuf, json: bool) -> Result<ExitCode, Failure> {
     let specification = args.specification(state)?;
-    let record = args.record.as_deref().map(open_record).transpose()?;
+    let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let hardening = harden()?;
     let runtime = runtime()?;
     let result = runtime.block_on(run_volume(&args, json, specification, record, &hardening));
@@ -163,17 +162,11 @@ fn harden() -> Result<Hardening, Failure> {
     Ok(hardening)
 }
 
-/// Opened before anything is made, so that a bad path is found while it costs nothing.
-fn open_record(path: &Path) -> Result<File, Failure> {
-    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    opened.map_err(|source| Failure::File { action: "open record", what: path.display().to_string(), source })
-}
-
 async fn run_volume(
     args: &RunArgs,
     json: bool,
     specification: Specification,
-    record: Option<File>,
+    record: Option<RecordFile>,
     hardening: &Hardening,
 ) -> Result<ExitCode, Failure> {
     let mut signals = handle_signals()?;
@@ -273,8 +266,8 @@ fn spawn(
     }
 }
 
-/// Waits for the command's end, or for a signal where there is no command. A signal is passed on to the command;
-/// the second one kills it.
+/// Waits for the command's end, or for a signal where there is no command. A signal is passed on to the command,
+/// unless it is a terminal's, which reaches the command by itself; the second one kills it.
 async fn wait(child: Option<Child>, mut signals: Signals) -> Ended {
     let Some(mut child) = child else {
         let signal = signals.next().await;
@@ -288,8 +281,12 @@ async fn wait(child: Option<Child>, mut signals: Signals) -> Ended {
                 Err(error) => Ended { reason: format!("command lost: {error}"), code: ExitCode::FAILURE },
             },
             signal = signals.next() => {
-                let signal = if passed_on { Signal::Kill } else { signal };
-                signal.send(child.id());
+                let by_terminal = signal == Signal::Interrupt && io::stdin().is_terminal();
+                match passed_on {
+                    true => Signal::Kill.send(child.id()),
+                    false if by_terminal => {}
+                    false => signal.send(child.id()),
+                }
                 passed_on = true;
             }
         }
@@ -303,28 +300,19 @@ fn code_of(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn report(args: &RunArgs, json: bool, record: &Record, file: Option<File>) -> Result<(), Failure> {
+fn report(args: &RunArgs, json: bool, record: &Record, file: Option<RecordFile>) -> Result<(), Failure> {
     let line = Event { event: "teardown", details: record }.json();
-    match (file, &args.record) {
-        (Some(mut file), Some(path)) => {
-            let written =
-                file.write_all(format!("{line}\n").as_bytes()).and_then(|()| match file.sync_all() {
-                    // A pipe or a terminal has nothing to sync.
-                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-                    synced => synced,
-                });
-            written.map_err(|source| {
-                // The record must not be lost with the disk that was to hold it.
-                output::note(&line);
-                Failure::File { action: "write record", what: path.display().to_string(), source }
-            })?;
-            if json {
-                output::line(line);
-            }
+    if let Some(file) = file {
+        // The record must not be lost with the disk that was to hold it.
+        file.append(&line).inspect_err(|_| output::note(&line))?;
+        if json {
+            output::line(line);
         }
+    } else if args.command.is_empty() || json {
+        output::line(line);
+    } else {
         // The command may have used stdout for its own output.
-        _ if !args.command.is_empty() && !json => output::note(line),
-        _ => output::line(line),
+        output::note(line);
     }
     Ok(())
 }
