@@ -29,7 +29,7 @@ pub trait BlockDevice: Send + Sync {
     /// Returns once every completed write, by whatever connection, is on stable storage.
     ///
     /// # Errors
-    /// A [`BlockError`]; from then on every flush fails, for the lost data stays lost.
+    /// A [`BlockError`]; from then on every flush and every durable request fails, for the lost data stays lost.
     fn flush(&self) -> Result<(), BlockError>;
 
     /// Says that the range's contents are not needed any more. What it reads as afterwards is unspecified.
@@ -44,6 +44,9 @@ pub trait BlockDevice: Send + Sync {
     /// A [`BlockError`]; [`BlockError::NotSupported`] only if `how.fast` is set and it would be no quicker than
     /// writing.
     fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes, durable: bool) -> Result<(), BlockError>;
+
+    /// Ends long requests before they are done, with [`BlockError::Stopped`]: the server's time is over.
+    fn stop(&self);
 }
 
 /// What a device can do and prefers.
@@ -79,6 +82,9 @@ pub enum BlockError {
     /// An earlier flush failed, so data that was acknowledged may be lost.
     #[error("an earlier flush failed: data written before it may be lost")]
     LostWrites,
+    /// [`BlockDevice::stop`] came before the request was done.
+    #[error("the volume is about to end")]
+    Stopped,
 }
 
 impl From<io::Error> for BlockError {

@@ -69,14 +69,26 @@ pub fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     telemetry::init(cli.log);
-    let state = cli.state_dir.unwrap_or_else(options::default_state);
-    exit(match cli.command {
-        Command::Run(args) => run::run(*args, state, cli.json),
-        Command::Gc(args) => gc::gc(&args, &state, cli.json),
-        Command::Kms(args) => kms::kms(args, &state, cli.json),
+    exit(run_command(cli))
+}
+
+fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
+    let json = cli.json;
+    let state = || {
+        let state = cli.state_dir.map_or_else(options::default_state, Ok)?;
+        // Journals are JSON and name the sockets and files below it.
+        match state.to_str() {
+            Some(_) => Ok(state),
+            None => Err(Failure::Usage(format!("state directory {} is not UTF-8", state.display()))),
+        }
+    };
+    match cli.command {
+        Command::Run(args) => run::run(*args, state()?, json),
+        Command::Gc(args) => gc::gc(&args, &state()?, json),
+        Command::Kms(args) => kms::kms(args, state, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
-    })
+    }
 }
 
 fn exit(result: Result<ExitCode, Failure>) -> ExitCode {

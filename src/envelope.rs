@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::geometry::{SectorSize, VolumeSize};
 use crate::kms::{
-    CheckOutcome, ContextError, EncryptionContext, GrantToken, KeyArn, KeyRef, KeyService, KmsError,
-    LeaseSpec, Principal, WrappedKey,
+    CheckOutcome, ContextError, EncryptionContext, KeyArn, KeyRef, KeyService, KmsError, Lease, LeaseSpec,
+    Principal, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -101,16 +101,6 @@ pub struct Prepared {
     pub lease: LeaseSpec,
 }
 
-/// A volume's key: wrapped, and leased to the host.
-pub struct Provisioned {
-    /// The wrapped key.
-    pub wrapped: WrappedKey,
-    /// Id of the grant.
-    pub grant_id: String,
-    /// Token of the grant.
-    pub token: GrantToken,
-}
-
 /// Resolves and judges the KMS key and, unless told otherwise, dry-runs what will be done with it.
 ///
 /// # Errors
@@ -145,16 +135,21 @@ pub async fn prepare(
 }
 
 impl Prepared {
-    /// Makes the wrapped key and then the grant.
+    /// Makes the wrapped key.
     ///
     /// # Errors
-    /// The [`KmsError`] of the call that failed. A grant that was made without an answer getting through can be
-    /// found by its name.
-    pub async fn provision(&self, kms: &dyn KeyService) -> Result<Provisioned, KmsError> {
+    /// The call's.
+    pub async fn generate(&self, kms: &dyn KeyService) -> Result<WrappedKey, KmsError> {
         let length = u16::try_from(DataKey::LEN).unwrap_or(u16::MAX);
-        let wrapped = kms.generate(&self.key, &self.context, length).await?;
-        let lease = kms.lease(&self.key, &self.context, &self.lease).await?;
-        Ok(Provisioned { wrapped, grant_id: lease.grant_id, token: lease.token })
+        kms.generate(&self.key, &self.context, length).await
+    }
+
+    /// Makes the grant.
+    ///
+    /// # Errors
+    /// The call's. A grant that was made without an answer getting through can be found by its name.
+    pub async fn lease(&self, kms: &dyn KeyService) -> Result<Lease, KmsError> {
+        kms.lease(&self.key, &self.context, &self.lease).await
     }
 }
 

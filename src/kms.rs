@@ -125,7 +125,13 @@ impl Provider {
     /// cannot be used.
     pub async fn open(&self, role: Role) -> Result<Arc<dyn KeyService>, KmsError> {
         Ok(match self {
-            Self::Local { directory } => Arc::new(local::LocalKms::open(directory, role)?),
+            Self::Local { directory } => {
+                let directory = directory.clone();
+                // It waits for the directory's lock.
+                let opened =
+                    tokio::task::spawn_blocking(move || local::LocalKms::open(&directory, role)).await;
+                Arc::new(opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+            }
             Self::Aws(settings) => Arc::new(aws::AwsKms::open(settings, role).await?),
         })
     }

@@ -21,8 +21,8 @@ pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset`. What was never written, or discarded, reads as zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// Writes all of `data` at `offset`; with `durable`, only returns once it is on stable storage.
-    fn write(&self, offset: u64, data: &[u8], durable: bool) -> io::Result<()>;
+    /// Writes all of `data` at `offset`.
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
     /// Makes `range` read as zeros, giving its space back where the store can.
     fn discard(&self, range: ByteRange) -> io::Result<()>;

@@ -48,6 +48,7 @@ pub struct EncryptedVolume {
     locks: Box<[RwLock<()>]>,
     written: AtomicU64,
     flush_failed: AtomicBool,
+    stopped: AtomicBool,
 }
 
 impl EncryptedVolume {
@@ -60,8 +61,18 @@ impl EncryptedVolume {
     ) -> Self {
         let sector = cipher.sector_size();
         let locks = (0..LOCKS).map(|_| RwLock::new(())).collect();
-        let (written, flush_failed) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { store, cipher, size, sector, options, locks, written, flush_failed }
+        let (flush_failed, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self {
+            store,
+            cipher,
+            size,
+            sector,
+            options,
+            locks,
+            written: AtomicU64::new(0),
+            flush_failed,
+            stopped,
+        }
     }
 
     /// Bytes that clients have written so far, zeros and discards not counted.
@@ -122,12 +133,7 @@ impl EncryptedVolume {
     }
 
     /// Changes part of one sector by `change`, losing nobody else's bytes.
-    fn change_part(
-        &self,
-        part: ByteRange,
-        durable: bool,
-        change: impl FnOnce(&mut [u8]),
-    ) -> Result<(), BlockError> {
+    fn change_part(&self, part: ByteRange, change: impl FnOnce(&mut [u8])) -> Result<(), BlockError> {
         if part.is_empty() {
             return Ok(());
         }
@@ -136,35 +142,42 @@ impl EncryptedVolume {
         self.read_sectors(scratch.offset, scratch.sector())?;
         change(scratch.part());
         self.cipher.encrypt(self.sector.number(scratch.offset), scratch.sector());
-        Ok(self.store.write(scratch.offset, scratch.sector(), durable)?)
+        Ok(self.store.write(scratch.offset, scratch.sector())?)
     }
 
     /// Writes whole sectors, enciphering them in place.
-    fn write_sectors(&self, body: ByteRange, mut data: &mut [u8], durable: bool) -> Result<(), BlockError> {
+    fn write_sectors(&self, body: ByteRange, mut data: &mut [u8]) -> Result<(), BlockError> {
         for piece in body.pieces(REGION) {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
             self.cipher.encrypt(self.sector.number(piece.start()), now);
             let _shared = self.shared(piece.start());
-            self.store.write(piece.start(), now, durable)?;
+            self.store.write(piece.start(), now)?;
         }
         Ok(())
     }
 
+    /// Asked between the pieces of a request that may be as long as the volume.
+    fn go_on(&self) -> Result<(), BlockError> {
+        if self.stopped.load(Ordering::Relaxed) { Err(BlockError::Stopped) } else { Ok(()) }
+    }
+
     fn discard_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
         for piece in body.pieces(REGION) {
+            self.go_on()?;
             let _shared = self.shared(piece.start());
             self.store.discard(piece)?;
         }
         Ok(())
     }
 
-    fn zero_sectors(&self, body: ByteRange, durable: bool) -> Result<(), BlockError> {
+    fn zero_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
         let mut zeros = vec![0; PIECE.min(bytes(body))];
         for piece in body.pieces(PIECE as u64) {
+            self.go_on()?;
             let piece_of_zeros = &mut zeros[..bytes(piece)];
             piece_of_zeros.fill(0);
-            self.write_sectors(piece, piece_of_zeros, durable)?;
+            self.write_sectors(piece, piece_of_zeros)?;
         }
         Ok(())
     }
@@ -197,11 +210,13 @@ impl BlockDevice for EncryptedVolume {
         let Split { head, body, tail } = self.range(offset, length).split(self.sector);
         let (first, rest) = data.split_at_mut(bytes(head));
         let (middle, last) = rest.split_at_mut(bytes(body));
-        self.change_part(head, durable, |target| target.copy_from_slice(first))?;
-        self.write_sectors(body, middle, durable)?;
-        self.change_part(tail, durable, |target| target.copy_from_slice(last))?;
+        self.change_part(head, |target| target.copy_from_slice(first))?;
+        self.write_sectors(body, middle)?;
+        self.change_part(tail, |target| target.copy_from_slice(last))?;
         self.written.fetch_add(length, Ordering::Relaxed);
-        Ok(())
+        // Not by RWF_DSYNC: its error may be an earlier write's, which the kernel tells once and never again, and
+        // could not be told from this write's own.
+        if durable { self.flush() } else { Ok(()) }
     }
 
     fn flush(&self) -> Result<(), BlockError> {
@@ -231,14 +246,18 @@ impl BlockDevice for EncryptedVolume {
             return Err(BlockError::NotSupported);
         }
         let Split { head, body, tail } = self.range(offset, length).split(self.sector);
-        self.change_part(head, false, |target| target.fill(0))?;
+        self.change_part(head, |target| target.fill(0))?;
         if punch {
             self.discard_sectors(body)?;
         } else {
-            self.zero_sectors(body, false)?;
+            self.zero_sectors(body)?;
         }
-        self.change_part(tail, false, |target| target.fill(0))?;
+        self.change_part(tail, |target| target.fill(0))?;
         if durable { self.flush() } else { Ok(()) }
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }
 

@@ -69,6 +69,7 @@ fn engine_code(error: &EngineError) -> u8 {
             | StoreError::TooSmall { .. }
             | StoreError::HoldsData(_)
             | StoreError::WrongKind(_)
+            | StoreError::ReadOnly(_)
             | StoreError::Full(_) => 7,
         },
         EngineError::Listen(error) => match error {
@@ -84,7 +85,8 @@ fn engine_code(error: &EngineError) -> u8 {
             | ContextError::Characters(_) => 2,
         },
         EngineError::Secret(error) => match error {
-            SecretError::Lock { .. } | SecretError::Read(_) => 1,
+            SecretError::Lock { .. } => 2,
+            SecretError::Read(_) => 1,
             SecretError::Length { .. } | SecretError::EqualHalves => 6,
         },
         EngineError::State { .. } => 7,

@@ -1,7 +1,7 @@
 //! `sealblk kms`: the embedded KMS's keys, its event log and its HTTP face.
 
 use std::io::{BufRead, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -102,8 +102,15 @@ impl From<PrincipalArg> for PrincipalName {
     }
 }
 
-pub(super) fn kms(args: KmsArgs, state: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let directory = args.dir.unwrap_or_else(|| options::local_kms(state));
+pub(super) fn kms(
+    args: KmsArgs,
+    state: impl FnOnce() -> Result<PathBuf, Failure>,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let directory = match args.dir {
+        Some(directory) => directory,
+        None => options::local_kms(&state()?),
+    };
     let admin = Admin::open(&directory)?;
     match args.command {
         KmsCommand::Create { alias, description } => {
@@ -120,6 +127,8 @@ pub(super) fn kms(args: KmsArgs, state: &Path, json: bool) -> Result<ExitCode, F
         KmsCommand::Events => events(&admin, json)?,
         KmsCommand::Credentials { principal } => credentials(&admin, principal.into(), json)?,
         KmsCommand::Serve { listen, insecure, control } => {
+            // Its answers hold plaintext keys.
+            run::harden()?;
             let options = ServeOptions { faults: control, insecure };
             run::runtime()?.block_on(serve_http(&admin, &listen, options, json))?;
         }

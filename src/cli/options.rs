@@ -115,11 +115,13 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.into())
 }
 
-pub(super) fn default_state() -> PathBuf {
+/// What a user's later commands find again; never a directory that others can write to, as journals are trusted.
+pub(super) fn default_state() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
-        return "/var/lib/sealblk".into();
+        return Ok("/var/lib/sealblk".into());
     }
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(home);
-    base.unwrap_or_else(std::env::temp_dir).join("sealblk")
+    let base = base.ok_or_else(|| Failure::Usage("no HOME to keep state in: give --state-dir DIR".into()))?;
+    Ok(base.join("sealblk"))
 }

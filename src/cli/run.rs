@@ -151,7 +151,7 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
     made.map_err(|source| Failure::Process { action: "start the runtime", source })
 }
 
-fn harden() -> Result<Hardening, Failure> {
+pub(super) fn harden() -> Result<Hardening, Failure> {
     let hardening = harden_process()
         .map_err(|error| Failure::Process { action: "forbid core dumps", source: error.into() })?;
     if !hardening.all_memory_locked {

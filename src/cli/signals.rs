@@ -11,6 +11,8 @@ pub(super) struct Signals {
     interrupt: unix::Signal,
     terminate: unix::Signal,
     hangup: unix::Signal,
+    /// Caught so that it kills nobody: a write past the limit on file sizes fails then (`EFBIG`, setrlimit(2)).
+    _file_size: unix::Signal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,7 @@ impl Signals {
             interrupt: unix::signal(SignalKind::interrupt())?,
             terminate: unix::signal(SignalKind::terminate())?,
             hangup: unix::signal(SignalKind::hangup())?,
+            _file_size: unix::signal(SignalKind::from_raw(libc::SIGXFSZ))?,
         })
     }
 

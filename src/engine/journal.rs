@@ -30,6 +30,8 @@ pub struct Note {
     pub key: KeyArn,
     /// The grant's name, known before the grant is made.
     grant_name: String,
+    /// The grant is being made, or was: CreateGrant was called, and not refused.
+    grant_expected: bool,
     /// The grant's id, known afterwards.
     pub grant_id: Option<String>,
     sockets: Vec<PathBuf>,
@@ -65,6 +67,7 @@ impl Note {
             provider: provider.clone(),
             key: prepared.key.clone(),
             grant_name: prepared.lease.name.clone(),
+            grant_expected: false,
             grant_id: None,
             sockets: listeners.iter().filter_map(Listener::path).map(absolute).collect(),
             directory: private.map(|private| private.path().into()),
@@ -81,6 +84,18 @@ impl Note {
     }
 }
 
+impl Note {
+    /// True if `released` is the last word on the grant. A grant whose making got no answer may appear under its
+    /// name later: the call may still be under way, and lists lag behind (AWS KMS developer guide, "Grants").
+    fn is_settled(&self, released: Released, age: Duration) -> bool {
+        let may_appear = self.grant_expected && self.grant_id.is_none() && released == Released::AlreadyGone;
+        !may_appear || age > GRANT_APPEARS
+    }
+}
+
+/// How long a grant may take to appear, with room to spare: AWS says five minutes.
+const GRANT_APPEARS: Duration = Duration::from_secs(600);
+
 /// The journal of a living volume.
 pub struct Entry {
     note: Note,
@@ -95,13 +110,31 @@ impl Entry {
         let directory = directory(state);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(failed("make directory", &directory))?;
+        require_own(&directory).map_err(failed("use directory", &directory))?;
         let path = directory.join(format!("{}.json", note.volume));
         let file = write(&directory, &path, &note).map_err(failed("write journal", &path))?;
         Ok(Self { note, path, file })
     }
 
+    /// CreateGrant is about to be called.
+    pub(super) fn expect_grant(&mut self) -> Result<(), EngineError> {
+        self.note.grant_expected = true;
+        self.rewrite()
+    }
+
+    /// CreateGrant was refused.
+    pub(super) fn expect_no_grant(&mut self) -> Result<(), EngineError> {
+        self.note.grant_expected = false;
+        self.rewrite()
+    }
+
+    /// CreateGrant has answered.
     pub(super) fn set_grant(&mut self, id: &str) -> Result<(), EngineError> {
         self.note.grant_id = Some(id.into());
+        self.rewrite()
+    }
+
+    fn rewrite(&mut self) -> Result<(), EngineError> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         self.file = write(directory, &self.path, &self.note).map_err(failed("write journal", &self.path))?;
         Ok(())
@@ -110,6 +143,11 @@ impl Entry {
     /// The grant that is to be ended.
     pub(super) fn grant(&self) -> GrantRef<'_> {
         self.note.grant()
+    }
+
+    /// True if `released` is the last word on the grant.
+    pub(super) fn is_settled(&self, released: Released) -> bool {
+        self.note.is_settled(released, Duration::ZERO)
     }
 
     /// Nothing is left to be cleared away.
@@ -122,6 +160,15 @@ impl Entry {
 
 fn directory(state: &Path) -> PathBuf {
     state.join("volumes")
+}
+
+/// Journals name files to remove and services to call: they are believed only where nobody else can write them.
+fn require_own(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others own it or may write to it"));
+    }
+    Ok(())
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EngineError {
@@ -160,13 +207,25 @@ pub enum SweepError {
     /// The grant could not be ended.
     #[error("{0}")]
     Kms(#[from] KmsError),
+    /// CreateGrant got no answer, and there is no such grant (yet).
+    #[error("its grant may still appear; try again ten minutes after its start")]
+    Unsettled,
 }
 
 /// Clears away what dead volumes left: grants, sockets, named backings. What cannot be cleared stays in the
 /// journal and is reported; a volume that lives is not touched.
 pub async fn sweep(state: &Path) -> Vec<Swept> {
     let mut all = Vec::new();
-    let entries = fs::read_dir(directory(state)).into_iter().flatten().flatten();
+    let directory = directory(state);
+    match require_own(&directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return all,
+        Err(error) => {
+            tracing::warn!(path = %directory.display(), %error, "journals are not read");
+            return all;
+        }
+    }
+    let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         if path.extension().is_none_or(|extension| extension != "json") {
             remove_unfinished(&path);
@@ -211,25 +270,68 @@ async fn clear(path: &Path, file: &mut File, volume: &mut Option<VolumeId>) -> R
     file.read_to_string(&mut text)?;
     let note: Note = serde_json::from_str(&text).map_err(io::Error::from)?;
     *volume = Some(note.volume.clone());
-    // First what needs nobody else: the KMS may be out of reach.
-    remove_files(&note)?;
+    // First what needs nobody else: the KMS may be out of reach. One failure does not keep the other from its end.
+    let files = remove_files(&note);
     let kms = note.provider.open(Role::Provisioner).await?;
     let released = kms.release(&note.grant()).await?;
+    files?;
+    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+    if !note.is_settled(released, age) {
+        return Err(SweepError::Unsettled);
+    }
     fs::remove_file(path)?;
     Ok(released)
 }
 
+/// Tries all of them, and fails with the first failure.
 fn remove_files(note: &Note) -> io::Result<()> {
-    for socket in note.sockets.iter().filter(|path| crate::nbd::server::is_abandoned(path)) {
-        fs::remove_file(socket)?;
+    let sockets = note.sockets.iter().filter(|path| crate::nbd::server::is_abandoned(path));
+    let sockets = sockets.map(fs::remove_file).fold(Ok(()), io::Result::and);
+    let directory = match note.directory.as_ref().map(fs::remove_dir) {
+        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    let made = note.backing.as_ref().filter(|made| {
+        fs::symlink_metadata(&made.path).is_ok_and(|now| (now.dev(), now.ino()) == (made.device, made.inode))
+    });
+    let backing = made.map_or(Ok(()), |made| fs::remove_file(&made.path));
+    sockets.and(directory).and(backing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(grant_expected: bool, grant_id: Option<&str>) -> Note {
+        Note {
+            volume: VolumeId::random(),
+            provider: Provider::Local { directory: "/nonexistent".into() },
+            key: KeyArn::new("arn"),
+            grant_name: "name".into(),
+            grant_expected,
+            grant_id: grant_id.map(Into::into),
+            sockets: Vec::new(),
+            directory: None,
+            backing: None,
+        }
     }
-    if let Some(directory) = note.directory.as_ref().filter(|path| path.exists()) {
-        fs::remove_dir(directory)?;
+
+    #[test]
+    fn a_grant_without_an_answer_is_waited_for() {
+        let (now, later) = (Duration::ZERO, GRANT_APPEARS + Duration::from_secs(1));
+        assert!(!note(true, None).is_settled(Released::AlreadyGone, now));
+        assert!(note(true, None).is_settled(Released::AlreadyGone, later));
+        assert!(note(true, None).is_settled(Released::Retired, now));
+        assert!(note(true, Some("id")).is_settled(Released::AlreadyGone, now));
+        assert!(note(false, None).is_settled(Released::AlreadyGone, now));
     }
-    if let Some(made) = &note.backing
-        && fs::metadata(&made.path).is_ok_and(|now| (now.dev(), now.ino()) == (made.device, made.inode))
-    {
-        fs::remove_file(&made.path)?;
+
+    #[test]
+    fn files_that_are_gone_already_are_no_failure() {
+        let mut note = note(false, None);
+        note.sockets.push("/nonexistent/socket".into());
+        note.directory = Some("/nonexistent".into());
+        note.backing = Some(MadeFile { path: "/nonexistent/file".into(), device: 1, inode: 2 });
+        assert!(remove_files(&note).is_ok());
     }
-    Ok(())
 }

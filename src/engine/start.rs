@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::journal::{self, Entry, Note};
 use super::{EngineError, Running, Specification, Step};
-use crate::envelope::{self, Layout, Prepared, Provisioned, VolumeId};
+use crate::envelope::{self, Layout, Prepared, VolumeId};
 use crate::geometry::VolumeSize;
-use crate::kms::{KeyService, Role, isolate};
+use crate::kms::{KeyService, Lease, Role, isolate};
 use crate::nbd::server::{Address, Export, Limits, Listener, serve};
 use crate::secret::DataKey;
 use crate::store::{FileStore, Leftover};
@@ -40,20 +40,14 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     let kms = specification.provider.open(Role::Provisioner).await?;
     let prepared = envelope::prepare(&*kms, &specification.key, &id, context).await?;
     steps.push(Step::now("key-checked"));
-    let (store, leftover) = specification.backing.open_new(specification.layout.size.bytes())?;
+    let (store, leftover) = open_backing(&specification).await?;
     steps.push(Step::now("backing-opened"));
     let note = Note::new(&id, &specification.provider, &prepared, &listeners, private.as_ref(), &leftover);
-    let mut journal = match Entry::create(&specification.state, note) {
-        Ok(journal) => journal,
-        Err(error) => {
-            give_back(leftover);
-            return Err(error);
-        }
-    };
-    let (provisioned, key) = match unlock(&specification, &*kms, &prepared, &mut journal, &mut steps).await {
+    let mut journal = Entry::create(&specification.state, note)?;
+    let (lease, key) = match unlock(&specification, &*kms, &prepared, &mut journal, &mut steps).await {
         Ok(unlocked) => unlocked,
         Err(error) => {
-            abandon(&*kms, journal, leftover).await;
+            abandon(&*kms, journal).await;
             return Err(error);
         }
     };
@@ -78,8 +72,8 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
         kms,
         context: prepared.context,
         layout: specification.layout,
-        grant_id: provisioned.grant_id,
-        token: provisioned.token,
+        grant_id: lease.grant_id,
+        token: lease.token,
         volume,
         backing: specification.backing.describe(),
         leftover,
@@ -102,6 +96,13 @@ fn open_volume(specification: &Specification, store: FileStore, key: DataKey) ->
     EncryptedVolume::new(Box::new(store), cipher, size, specification.options)
 }
 
+/// On a thread that may block: discarding a whole disk takes its time, and a signal must get through meanwhile.
+async fn open_backing(specification: &Specification) -> Result<(FileStore, Leftover), EngineError> {
+    let (backing, size) = (specification.backing.clone(), specification.layout.size.bytes());
+    let opened = tokio::task::spawn_blocking(move || backing.open_new(size)).await;
+    Ok(opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+}
+
 /// Makes the key and its grant, and unwraps the key through the grant.
 async fn unlock(
     specification: &Specification,
@@ -109,36 +110,40 @@ async fn unlock(
     prepared: &Prepared,
     journal: &mut Entry,
     steps: &mut Vec<Step>,
-) -> Result<(Provisioned, DataKey), EngineError> {
-    let provisioned = prepared.provision(kms).await?;
-    journal.set_grant(&provisioned.grant_id)?;
+) -> Result<(Lease, DataKey), EngineError> {
+    let wrapped = prepared.generate(kms).await?;
+    journal.expect_grant()?;
+    let lease = match prepared.lease(kms).await {
+        Ok(lease) => lease,
+        Err(error) => {
+            if error.is_definite() {
+                journal.expect_no_grant()?;
+            }
+            return Err(error.into());
+        }
+    };
+    journal.set_grant(&lease.grant_id)?;
     steps.push(Step::now("provisioned"));
     let key = isolate::unwrap(
         &specification.helper,
         &specification.provider,
-        &provisioned.wrapped,
+        &wrapped,
         &prepared.context,
-        Some(&provisioned.token),
+        Some(&lease.token),
         specification.provider.patience(),
     )
     .await?;
-    Ok((provisioned, key))
+    Ok((lease, key))
 }
 
-/// Undoes what [`start`] made after the journal was written.
-async fn abandon(kms: &dyn KeyService, journal: Entry, leftover: Leftover) {
-    give_back(leftover);
+/// Ends the grant that [`unlock`] may have made before it failed.
+async fn abandon(kms: &dyn KeyService, journal: Entry) {
     match kms.release(&journal.grant()).await {
-        Ok(_) => journal.remove(),
+        Ok(released) if journal.is_settled(released) => journal.remove(),
+        Ok(_) => tracing::warn!("a grant may still appear; the next start or `sealblk gc` looks again"),
         Err(error) => {
             tracing::warn!(%error, "a grant may be left over; the next start or `sealblk gc` retires it");
         }
-    }
-}
-
-fn give_back(leftover: Leftover) {
-    if let Err(error) = leftover.dispose() {
-        tracing::warn!(%error, "cannot clear the backing away");
     }
 }
 

@@ -35,11 +35,15 @@ impl Running {
             }
         };
         self.steps.push(Step::now("grant-released"));
-        let backing = match self.leftover.dispose() {
+        let leftover = self.leftover;
+        // A whole disk may take its time to discard; a signal must get through meanwhile.
+        let disposed =
+            tokio::task::spawn_blocking(|| leftover.dispose().map_err(|error| error.to_string())).await;
+        let backing = match disposed.unwrap_or_else(|panic| Err(panic.to_string())) {
             Ok(disposal) => Ended::Ended(disposal),
             Err(error) => {
-                tracing::error!(%error, "the backing is left over; the next start or `sealblk gc` removes it");
-                Ended::Failed(error.to_string())
+                tracing::error!(%error, "the backing is left over");
+                Ended::Failed(error)
             }
         };
         if matches!((&grant, &backing), (Ended::Ended(_), Ended::Ended(_))) {

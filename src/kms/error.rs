@@ -144,6 +144,11 @@ impl KmsError {
         Self::new(call, class, error.to_string())
     }
 
+    /// True if the service has refused the call, so that it had no effect; false if that is not known.
+    pub fn is_definite(&self) -> bool {
+        !matches!(self.class, ErrorClass::Unreachable | ErrorClass::Nonsense | ErrorClass::Storage)
+    }
+
     /// Names the key.
     #[must_use]
     pub fn on_key(mut self, key: &str) -> Self {

@@ -96,7 +96,7 @@ pub async fn serve(
     }
     // Those that ended meanwhile are held by nobody but this list.
     let busy: Vec<_> = live.iter().filter(|connection| Arc::strong_count(connection) > 1).collect();
-    busy.iter().for_each(|connection| connection.cut());
+    busy.iter().for_each(|connection| connection.abort());
     all_done.recv().await;
     Served { cut_off: busy.len(), ..served }
 }
@@ -189,14 +189,20 @@ fn transmit(stream: Stream, shared: &Arc<Shared>, permit: OwnedSemaphorePermit) 
         number
     };
     tracing::debug!(connection = number, "transmission begins");
-    let registration =
-        Registration { number, shared: Arc::downgrade(shared), _permit: permit, _done: shared.done.clone() };
+    let registration = Registration {
+        number,
+        connection: Arc::downgrade(&connection),
+        shared: Arc::downgrade(shared),
+        _permit: permit,
+        _done: shared.done.clone(),
+    };
     connection::start(&connection, registration)
 }
 
 /// What the server keeps of a connection; dropped when its last thread ends.
 struct Registration {
     number: u64,
+    connection: Weak<Connection>,
     shared: Weak<Shared>,
     _permit: OwnedSemaphorePermit,
     _done: mpsc::Sender<()>,
@@ -204,6 +210,10 @@ struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        // Whoever still lists the connection must not keep its client waiting for the end.
+        if let Some(connection) = self.connection.upgrade() {
+            connection.cut();
+        }
         if let Some(shared) = self.shared.upgrade() {
             shared.table().live.remove(&self.number);
         }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -32,8 +32,10 @@ pub enum Backing {
 pub enum Disposal {
     /// It is gone.
     Removed,
-    /// It was there before, so it stays; all it held was discarded.
+    /// It was there before, so it stays; what the volume wrote was discarded.
     Discarded,
+    /// It was there before and cannot discard, so it stays with ciphertext that no key can read any more.
+    Kept,
 }
 
 /// Why a backing cannot be used.
@@ -72,12 +74,16 @@ pub enum StoreError {
     /// Neither directory, regular file nor block device.
     #[error("backing {0:?} is neither a directory, a regular file nor a block device")]
     WrongKind(PathBuf),
+    /// It cannot be written.
+    #[error("backing {0:?} is read-only; make it writable, or choose another")]
+    ReadOnly(PathBuf),
     /// Not a byte is left where the volume's data would go.
     #[error("backing {0:?}: no space left on its file system; free some, or choose another place")]
     Full(PathBuf),
 }
 
-/// What has to be cleared away once a volume is done with its backing. Holds the backing's lock.
+/// What has to be cleared away once a volume is done with its backing. Holds the backing's lock. Dropped before
+/// [`Leftover::dispose`], it removes what was made and leaves the rest as it is.
 pub struct Leftover {
     file: File,
     path: PathBuf,
@@ -85,6 +91,7 @@ pub struct Leftover {
     ending: Ending,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Vanishes,
     Unlink,
@@ -125,7 +132,8 @@ impl Backing {
 
     /// Opens an empty backing for a new volume of `size` bytes and locks out other users.
     ///
-    /// A block device is discarded as a whole: naming it is consent. A file that holds data is refused.
+    /// A block device is discarded as far as the volume reaches: naming it is consent. A file that holds data is
+    /// refused.
     ///
     /// # Errors
     /// A [`StoreError`]; what was made until then is removed again.
@@ -139,17 +147,13 @@ impl Backing {
             }
             Self::Device(path) => (device(path)?, path.as_path(), Ending::Discard),
         };
-        let mut leftover = Leftover { file, path: path.into(), size, ending };
+        let leftover = Leftover { file, path: path.into(), size, ending };
         if matches!(self, Self::Directory(_) | Self::File(_)) {
             leftover.warn_of_little_space();
         }
-        match leftover.make_room().and_then(|()| leftover.file.try_clone().map_err(on(path, "share"))) {
-            Ok(file) => Ok((FileStore::new(file), leftover)),
-            Err(error) => {
-                leftover.undo();
-                Err(error)
-            }
-        }
+        leftover.make_room()?;
+        let file = leftover.file.try_clone().map_err(on(path, "share"))?;
+        Ok((FileStore::new(file), leftover))
     }
 }
 
@@ -163,30 +167,35 @@ impl Leftover {
     ///
     /// # Errors
     /// What the operating system answers; the data is unreadable without its key all the same.
-    pub fn dispose(self) -> Result<Disposal, StoreError> {
-        match self.ending {
+    pub fn dispose(mut self) -> Result<Disposal, StoreError> {
+        match std::mem::replace(&mut self.ending, Ending::Vanishes) {
             Ending::Vanishes => Ok(Disposal::Removed),
-            Ending::Unlink => {
-                std::fs::remove_file(&self.path).map_err(on(&self.path, "remove"))?;
-                Ok(Disposal::Removed)
-            }
-            Ending::Discard => {
-                self.punch(self.size).map_err(on(&self.path, "discard"))?;
-                Ok(Disposal::Discarded)
-            }
+            Ending::Unlink => self.unlink().map_err(on(&self.path, "remove")).map(|()| Disposal::Removed),
+            Ending::Discard => match self.punch(self.size) {
+                Ok(()) => Ok(Disposal::Discarded),
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Disposal::Kept),
+                Err(error) => Err(on(&self.path, "discard")(error)),
+            },
         }
     }
 
-    /// For a backing that turned out not to be usable: removes what was made and leaves the rest as it was.
-    fn undo(self) {
-        if matches!(self.ending, Ending::Unlink)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the backing just made");
+    /// Removes the file that was made, and no other one that has taken its name since.
+    fn unlink(&self) -> io::Result<()> {
+        let (made, named) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path));
+        match named {
+            Ok(named) if (named.dev(), named.ino()) == (made.dev(), made.ino()) => {
+                std::fs::remove_file(&self.path)
+            }
+            Ok(_) => {
+                tracing::warn!(path = %self.path.display(), "another file has the backing's name now, and stays");
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
-    fn make_room(&mut self) -> Result<(), StoreError> {
+    fn make_room(&self) -> Result<(), StoreError> {
         match self.ending {
             Ending::Vanishes | Ending::Unlink => {
                 self.file.set_len(self.size).map_err(on(&self.path, "enlarge"))?;
@@ -198,9 +207,7 @@ impl Leftover {
                 if has < self.size {
                     return Err(StoreError::TooSmall { path: self.path.clone(), has, needs: self.size });
                 }
-                // All of it, so that nothing an earlier user left stays behind the volume's end.
-                self.size = has;
-                match self.punch(has) {
+                match self.punch(self.size) {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                         tracing::warn!(path = %self.path.display(), "the backing has no discard: what was never written reads as noise");
@@ -239,11 +246,24 @@ impl Leftover {
     }
 }
 
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        if self.ending == Ending::Unlink
+            && let Err(error) = self.unlink()
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the backing that was made");
+        }
+    }
+}
+
 fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_path_buf();
     move |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC | Errno::DQUOT) => StoreError::Full(path),
         Some(Errno::BUSY | Errno::WOULDBLOCK) => StoreError::InUse(path),
+        Some(Errno::ROFS) => StoreError::ReadOnly(path),
+        // A read-only block device opens for writing, and then refuses (block/fops.c, blkdev_fallocate).
+        Some(Errno::PERM) if action == "discard" => StoreError::ReadOnly(path),
         _ => StoreError::Io { action, path, source },
     }
 }
@@ -317,14 +337,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("volume");
         let (store, leftover) = Backing::File(path.clone()).open_new(SIZE).unwrap();
-        store.write(0, b"ciphertext", false).unwrap();
+        store.write(0, b"ciphertext").unwrap();
         drop(store);
         assert_eq!(leftover.dispose().unwrap(), Disposal::Removed);
         assert!(!path.exists());
 
         File::create(&path).unwrap().set_len(SIZE).unwrap();
         let (store, leftover) = Backing::File(path.clone()).open_new(SIZE).unwrap();
-        store.write(0, b"ciphertext", false).unwrap();
+        store.write(0, b"ciphertext").unwrap();
         drop(store);
         assert_eq!(leftover.dispose().unwrap(), Disposal::Discarded);
         assert_eq!(std::fs::read(&path).unwrap(), vec![0; 1 << 20]);
@@ -334,7 +354,7 @@ mod tests {
     fn an_unnamed_file_never_has_a_name() {
         let directory = tempfile::tempdir().unwrap();
         let (store, _leftover) = Backing::Directory(directory.path().into()).open_new(SIZE).unwrap();
-        store.write(SIZE - 3, b"end", false).unwrap();
+        store.write(SIZE - 3, b"end").unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::io::Errno;
 
 use super::Store;
 use crate::geometry::ByteRange;
@@ -33,22 +33,6 @@ impl FileStore {
         Ok(self.file.metadata()?.blocks() * 512)
     }
 
-    fn write_durably(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
-        while !data.is_empty() {
-            let slices = [io::IoSlice::new(data)];
-            match pwritev2(&self.file, &slices, offset, ReadWriteFlags::DSYNC) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    data = &data[written..];
-                    offset += written as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
     /// All-zero ciphertext is a hole by definition, so zeros written do the same as a hole punched.
     fn write_zeros(&self, range: ByteRange) -> io::Result<()> {
         const STEP: usize = 64 * 1024;
@@ -65,8 +49,8 @@ impl Store for FileStore {
         self.file.read_exact_at(buffer, offset)
     }
 
-    fn write(&self, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
-        if durable { self.write_durably(offset, data) } else { self.file.write_all_at(data, offset) }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -116,7 +100,7 @@ mod tests {
         for cannot_punch in [false, true] {
             let store = store(1 << 20);
             store.cannot_punch.store(cannot_punch, Ordering::Relaxed);
-            store.write(0, &[7; 1 << 20], true).unwrap();
+            store.write(0, &[7; 1 << 20]).unwrap();
             store.discard(range(4096, 300_000)).unwrap();
             let mut all = vec![1; 1 << 20];
             store.read(0, &mut all).unwrap();
@@ -128,7 +112,7 @@ mod tests {
     #[test]
     fn a_hole_takes_no_space() {
         let store = store(1 << 20);
-        store.write(0, &[7; 1 << 20], false).unwrap();
+        store.write(0, &[7; 1 << 20]).unwrap();
         store.flush().unwrap();
         let full = store.space_taken().unwrap();
         store.discard(range(0, 1 << 20)).unwrap();

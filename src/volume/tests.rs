@@ -186,7 +186,10 @@ fn without_discard_zeros_look_like_data() {
 }
 
 /// A store whose flush fails once, as a kernel reports a failed write-back.
-struct ForgetfulStore(std::sync::atomic::AtomicBool);
+struct ForgetfulStore {
+    fails: AtomicBool,
+    full: bool,
+}
 
 impl Store for ForgetfulStore {
     fn read(&self, _: u64, buffer: &mut [u8]) -> std::io::Result<()> {
@@ -194,8 +197,8 @@ impl Store for ForgetfulStore {
         Ok(())
     }
 
-    fn write(&self, _: u64, _: &[u8], _: bool) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::StorageFull.into())
+    fn write(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+        if self.full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn discard(&self, _: ByteRange) -> std::io::Result<()> {
@@ -207,19 +210,46 @@ impl Store for ForgetfulStore {
     }
 
     fn flush(&self) -> std::io::Result<()> {
-        if self.0.swap(false, Ordering::Relaxed) { Err(std::io::Error::other("lost")) } else { Ok(()) }
+        if self.fails.swap(false, Ordering::Relaxed) { Err(std::io::Error::other("lost")) } else { Ok(()) }
     }
 }
 
-#[test]
-fn a_failed_flush_is_never_forgotten_and_a_full_disk_is_told() {
+fn volume_over(store: ForgetfulStore) -> EncryptedVolume {
     let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
     let cipher = Implementation::AwsLc.cipher(&key, SectorSize::B512);
     let size = VolumeSize::new(SIZE as u64, SectorSize::B512).unwrap();
-    let store = Box::new(ForgetfulStore(true.into()));
-    let volume = EncryptedVolume::new(store, cipher, size, Options { read_only: false, discard: true });
+    EncryptedVolume::new(Box::new(store), cipher, size, Options { read_only: false, discard: true })
+}
+
+#[test]
+fn a_failed_flush_is_never_forgotten() {
+    let volume = volume_over(ForgetfulStore { fails: true.into(), full: false });
     assert!(matches!(volume.flush(), Err(BlockError::Io(_))));
     assert!(matches!(volume.flush(), Err(BlockError::LostWrites)));
-    assert!(matches!(volume.write(0, &mut [1; 512], false), Err(BlockError::NoSpace)));
-    assert!(matches!(volume.write(3, &mut [1; 5], false), Err(BlockError::NoSpace)));
+    assert!(matches!(volume.write(0, &mut [1; 512], true), Err(BlockError::LostWrites)));
+    // Whatever meets the failure first, it is for all of the volume's acknowledged writes.
+    let volume = volume_over(ForgetfulStore { fails: true.into(), full: false });
+    assert!(matches!(volume.write(3, &mut [1; 5], true), Err(BlockError::Io(_))));
+    assert!(matches!(volume.flush(), Err(BlockError::LostWrites)));
+}
+
+#[test]
+fn a_full_disk_is_told_and_loses_nothing_else() {
+    let volume = volume_over(ForgetfulStore { fails: false.into(), full: true });
+    for durable in [false, true] {
+        assert!(matches!(volume.write(0, &mut [1; 512], durable), Err(BlockError::NoSpace)));
+        assert!(matches!(volume.write(3, &mut [1; 5], durable), Err(BlockError::NoSpace)));
+    }
+    assert!(volume.flush().is_ok());
+}
+
+#[test]
+fn long_requests_end_when_the_volume_is_stopped() {
+    let (volume, _leftover) = volume_of(SIZE, SectorSize::B4096, true);
+    volume.stop();
+    for may_discard in [false, true] {
+        let how = Zeroes { may_discard, fast: false };
+        assert!(matches!(volume.write_zeroes(0, SIZE as u64, how, false), Err(BlockError::Stopped)));
+    }
+    assert!(matches!(volume.trim(0, SIZE as u64, false), Err(BlockError::Stopped)));
 }

@@ -47,9 +47,10 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let id = VolumeId::random();
     let context = envelope::bind(&request.context, &id, layout).unwrap();
     let prepared = envelope::prepare(&*provisioner, &request, &id, context).await.unwrap();
-    let made = prepared.provision(&*provisioner).await.unwrap();
+    let wrapped = prepared.generate(&*provisioner).await.unwrap();
+    let lease = prepared.lease(&*provisioner).await.unwrap();
     let host = provider.open(Role::Host).await.unwrap();
-    host.unwrap(&made.wrapped, &prepared.context, Some(&made.token)).await.unwrap()
+    host.unwrap(&wrapped, &prepared.context, Some(&lease.token)).await.unwrap()
 }
 
 fn compare(sector: SectorSize) {

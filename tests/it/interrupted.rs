@@ -1,12 +1,13 @@
 //! Volumes whose process was killed: what is left of them, and how it is cleared away.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::leavings::{World, calls, live_grants};
 use crate::raw::Client;
-use crate::support::{Lab, Volume, assert_succeeds, entries, finish, text, tool, wait};
+use crate::support::{Lab, Volume, assert_fails, assert_succeeds, entries, finish, text, tool, wait};
 
 fn kill(volume: &mut Volume) {
     volume.child.kill().unwrap();
@@ -170,4 +171,26 @@ fn no_key_and_no_token_stand_in_the_journal() {
         assert!(!journal.contains(secret), "{secret}: {journal}");
     }
     assert!(volume.stop().0.success());
+}
+
+/// Journals say which files to remove: those that others may write are not believed.
+#[test]
+fn journals_that_others_may_write() {
+    let lab = Lab::new();
+    let (volumes, precious) = (lab.state().join("volumes"), lab.path("precious"));
+    fs::create_dir_all(&volumes).unwrap();
+    fs::set_permissions(&volumes, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(&precious, "precious").unwrap();
+    let identity = fs::metadata(&precious).unwrap();
+    let planted = json!({
+        "volume": "vol-0", "provider": { "provider": "local", "directory": lab.state().join("kms") },
+        "key": "arn:aws:kms:us-east-1:0:key/0", "grant_name": "vol-0", "grant_expected": false, "grant_id": null,
+        "sockets": [], "directory": null,
+        "backing": { "path": precious, "device": identity.dev(), "inode": identity.ino() },
+    });
+    fs::write(volumes.join("vol-0.json"), planted.to_string()).unwrap();
+    let output = finish(lab.sealblk(["gc"]));
+    assert!(text(&output.stderr).contains("others"), "{}", text(&output.stderr));
+    assert!(precious.exists());
+    assert_fails(&lab.run(&["--size", "1M"], "true"), 7, &["volumes", "others"]);
 }

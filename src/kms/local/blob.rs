@@ -61,7 +61,7 @@ impl Header {
         context: &Pairs,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Failure> {
-        let mut in_place = Secret::copy_from(plaintext).map_err(Failure::internal)?;
+        let mut in_place = Secret::copy_from(plaintext).map_err(Failure::memory)?;
         let mut tag = Vec::with_capacity(TAG);
         let key = cipher(material)?;
         let bytes = in_place.0.as_mut_slice();
@@ -104,12 +104,12 @@ impl<'a> Sealed<'a> {
     /// # Errors
     /// InvalidCiphertextException if blob, material and context do not belong together.
     pub(crate) fn open(&self, material: &LockedBytes, context: &Pairs) -> Result<Secret, Failure> {
-        let mut in_place = Secret::copy_from(self.ciphertext).map_err(Failure::internal)?;
+        let mut in_place = Secret::copy_from(self.ciphertext).map_err(Failure::memory)?;
         let nonce = Nonce::from(&self.nonce);
         let opened = cipher(material)?
             .open_in_place(nonce, self.header.associated_data(context), in_place.0.as_mut_slice())
             .map_err(|_| invalid_ciphertext())?;
-        Secret::copy_from(opened).map_err(Failure::internal)
+        Secret::copy_from(opened).map_err(Failure::memory)
     }
 }
 

@@ -7,10 +7,10 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::engine::{Identity, KEYS, MATERIALS, TOKEN_SECRET};
+use super::engine::Identity;
 use super::event::Effects;
 use super::failure::Failure;
-use super::files::Files;
+use super::files::{Files, KEYS, MATERIALS, TOKEN_SECRET};
 use super::principal::PrincipalRecord;
 use super::record::{KeyRecord, Material, MaterialId, RotationKind, random};
 use super::token;
@@ -215,7 +215,7 @@ impl Call<'_> {
         rotated: Option<RotationKind>,
     ) -> Result<(), Failure> {
         let id = MaterialId::random()?;
-        let mut bytes = LockedBytes::zeroed(MATERIAL).map_err(Failure::internal)?;
+        let mut bytes = LockedBytes::zeroed(MATERIAL).map_err(Failure::memory)?;
         random(bytes.as_mut_slice())?;
         self.files.write_secret(&material_file(id), &bytes)?;
         record.materials.push(Material { id, since: self.now, rotated });

@@ -12,24 +12,15 @@ use uuid::Uuid;
 use super::call::Call;
 use super::event::{Effects, Happened, spelled_for_events};
 use super::failure::Failure;
-use super::files::{Directory, Files};
+use super::files::{Directory, Files, IDENTITY, KEYS, MATERIALS, NOT_A_KMS, PRINCIPALS, TOKEN_SECRET};
 use super::principal::{PrincipalName, PrincipalRecord};
 use super::record::random;
 use super::token;
 use crate::secret::LockedBytes;
 
-const IDENTITY: &str = "kms.json";
-const PRINCIPALS: &str = "principals.json";
 const EVENTS: &str = "events.jsonl";
 const FORMAT: u32 = 1;
 const REGION: &str = "us-east-1";
-
-/// File of the secret that authenticates grant tokens.
-pub(crate) const TOKEN_SECRET: &str = "token.key";
-/// Directory of the keys' documents.
-pub(crate) const KEYS: &str = "keys";
-/// Directory of the keys' materials.
-pub(crate) const MATERIALS: &str = "materials";
 
 /// An operation of the API: its parameters, spelled as on the wire.
 ///
@@ -273,8 +264,7 @@ impl Session<'_> {
 /// Makes a new KMS. Its identity is written last, so that a crash on the way shows as a directory that is none.
 fn initialise(files: &Files<'_>, root: &Path) -> Result<(), Failure> {
     if !files.is_new()? {
-        let why = "it has other files in it and no kms.json; name an empty or new directory";
-        return Err(Failure::storage("cannot make a KMS in", root, why));
+        return Err(Failure::storage("cannot make a KMS in", root, NOT_A_KMS));
     }
     let mut number = [0; 8];
     random(&mut number)?;
@@ -284,7 +274,7 @@ fn initialise(files: &Files<'_>, root: &Path) -> Result<(), Failure> {
         .iter()
         .map(|name| PrincipalRecord::new(*name, &account, now))
         .collect::<Result<_, _>>()?;
-    let mut secret = LockedBytes::zeroed(token::SECRET).map_err(Failure::internal)?;
+    let mut secret = LockedBytes::zeroed(token::SECRET).map_err(Failure::memory)?;
     random(secret.as_mut_slice())?;
     files.make_directory(KEYS)?;
     files.make_directory(MATERIALS)?;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::engine::Failed;
 use crate::kms::{ErrorClass, KmsError};
+use crate::secret::SecretError;
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) enum Failure {
     },
     /// The state directory failed. In process the message names the file; over HTTP it stays general.
     Storage(String),
+    /// The process may not lock memory for a key. Over HTTP as general as the one above.
+    Memory(String),
 }
 
 impl Failure {
@@ -53,11 +56,16 @@ impl Failure {
         Self::Storage(format!("{doing} {}: {error}", path.display()))
     }
 
+    /// No memory for a secret.
+    pub(crate) fn memory(error: SecretError) -> Self {
+        Self::Memory(error.to_string())
+    }
+
     /// The code on the wire.
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Api { code, .. } => code,
-            Self::Storage(_) => "KMSInternalException",
+            Self::Storage(_) | Self::Memory(_) => "KMSInternalException",
         }
     }
 
@@ -65,7 +73,9 @@ impl Failure {
     pub(crate) fn message(&self) -> &str {
         match self {
             Self::Api { message, .. } => message,
-            Self::Storage(_) => "The request failed because of an internal error of the key store.",
+            Self::Storage(_) | Self::Memory(_) => {
+                "The request failed because of an internal error of the key store."
+            }
         }
     }
 
@@ -85,6 +95,7 @@ pub(crate) fn kms_error(call: &str, principal: &str, failed: Failed) -> KmsError
             (ErrorClass::of_code(code).unwrap_or(ErrorClass::Nonsense), Some(code.into()), message)
         }
         Failure::Storage(message) => (ErrorClass::Storage, None, message),
+        Failure::Memory(message) => (ErrorClass::Config, None, message),
     };
     let mut error = KmsError::new(call, class, message);
     error.code = code;

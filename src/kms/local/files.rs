@@ -20,6 +20,19 @@ const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const LOCK: &str = "lock";
 
+/// File that makes a directory a KMS: which account and region it plays. Written last.
+pub(crate) const IDENTITY: &str = "kms.json";
+/// File of the principals.
+pub(crate) const PRINCIPALS: &str = "principals.json";
+/// File of the secret that authenticates grant tokens.
+pub(crate) const TOKEN_SECRET: &str = "token.key";
+/// Directory of the keys' documents.
+pub(crate) const KEYS: &str = "keys";
+/// Directory of the keys' materials.
+pub(crate) const MATERIALS: &str = "materials";
+/// Why a directory is left alone.
+pub(crate) const NOT_A_KMS: &str = "it has other files in it and no kms.json; name an empty or new directory";
+
 /// A state directory.
 pub(crate) struct Directory {
     root: PathBuf,
@@ -36,6 +49,9 @@ impl Directory {
         let mode = fs::metadata(root).map_err(failed)?.permissions().mode();
         if mode & 0o077 != 0 {
             if !is_new(root)? {
+                if !root.join(IDENTITY).exists() {
+                    return Err(Failure::storage("cannot make a KMS in", root, NOT_A_KMS));
+                }
                 let why =
                     format!("its mode is {:04o}, which lets other users in; chmod it to 0700", mode & 0o7777);
                 return Err(Failure::storage("cannot keep keys in", root, why));
@@ -145,7 +161,7 @@ impl Files<'_> {
             let why = format!("it has {stored} bytes instead of {length}");
             return Err(Failure::storage("cannot use", &path, why));
         }
-        let mut secret = LockedBytes::zeroed(length).map_err(Failure::internal)?;
+        let mut secret = LockedBytes::zeroed(length).map_err(Failure::memory)?;
         file.read_exact(secret.as_mut_slice()).map_err(failed)?;
         Ok(secret)
     }
@@ -174,7 +190,12 @@ impl Files<'_> {
             .append(true)
             .mode(FILE_MODE)
             .open(&path)
-            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+            .and_then(|mut file| {
+                let before = file.metadata()?.len();
+                let written = file.write_all(format!("{line}\n").as_bytes()).and_then(|()| file.sync_data());
+                // A disk that is full takes part of a line: the log holds whole ones only.
+                written.or_else(|error| file.set_len(before).and(Err(error)))
+            })
             .map_err(|error| Failure::storage("cannot write to", &path, error))
     }
 
@@ -193,10 +214,25 @@ impl Files<'_> {
     }
 }
 
+/// True if nothing is there but what a first start that died on the way may leave: no key among it.
 fn is_new(root: &Path) -> Result<bool, Failure> {
     let mut entries =
         fs::read_dir(root).map_err(|error| Failure::storage("cannot read the KMS directory", root, error))?;
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK)))
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| is_of_a_first_start(&entry.path()))))
+}
+
+fn is_of_a_first_start(path: &Path) -> bool {
+    let is_empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(KEYS | MATERIALS) => is_empty(),
+        Some(name) => {
+            let name = name.strip_suffix(".tmp").unwrap_or(name);
+            name == LOCK
+                || [TOKEN_SECRET, PRINCIPALS].contains(&name)
+                || name == IDENTITY && path.extension().is_some_and(|extension| extension == "tmp")
+        }
+        None => false,
+    }
 }
 
 /// Makes a rename or removal last.
@@ -210,6 +246,21 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).expect("it is there").permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_a_first_start_left_is_no_obstacle_and_a_key_is_one() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let root = lab.path();
+        for directory in [KEYS, MATERIALS] {
+            fs::create_dir(root.join(directory)).expect("made");
+        }
+        for file in [LOCK, TOKEN_SECRET, "principals.json.tmp", "kms.json.tmp"] {
+            fs::write(root.join(file), "").expect("written");
+        }
+        assert!(is_new(root).expect("readable"));
+        fs::write(root.join(MATERIALS).join("a.key"), "").expect("written");
+        assert!(!is_new(root).expect("readable"), "a key without its KMS is damage");
     }
 
     #[test]
@@ -240,7 +291,7 @@ mod tests {
         open_to_others();
         Directory::open(parent.path()).expect("opened").lock().expect("locked");
         assert_eq!(mode(parent.path()), 0o700);
-        fs::write(parent.path().join("x"), "").expect("written");
+        fs::write(parent.path().join(IDENTITY), "").expect("written");
         open_to_others();
         let error = Directory::open(parent.path()).err().expect("refused");
         assert!(matches!(&error, Failure::Storage(message) if message.contains("0750")), "{error:?}");

@@ -86,6 +86,12 @@ impl Connection {
     pub(super) fn cut(&self) {
         self.socket.shutdown(Shutdown::Both);
     }
+
+    /// Ends long requests, and then what is left of the connection.
+    pub(super) fn abort(&self) {
+        self.device.stop();
+        self.cut();
+    }
 }
 
 /// Starts the threads of a connection. `registration` is dropped with the last of them.
@@ -136,19 +142,16 @@ enum Verdict {
 impl Worker<'_> {
     fn run(mut self) {
         loop {
-            let ended = match self.receive() {
-                Ok(Some(pending)) => match self.serve(pending) {
-                    Ok(()) => continue,
-                    Err(hangup) => Some(hangup),
-                },
-                Ok(None) => None,
-                Err(hangup) => Some(hangup),
+            let pending = match self.receive() {
+                Ok(Some(pending)) => pending,
+                Ok(None) => return,
+                // No more requests; those that others are serving are still to be answered.
+                Err(hangup) => return tracing::debug!(reason = %hangup, "no more requests"),
             };
-            if let Some(hangup) = ended {
+            if let Err(hangup) = self.serve(pending) {
                 tracing::debug!(reason = %hangup, "connection ends");
-                self.connection.cut();
+                return self.connection.cut();
             }
-            return;
         }
     }
 

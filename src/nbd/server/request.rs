@@ -67,6 +67,7 @@ pub(super) fn nbd_error(error: BlockError) -> NbdError {
             NbdError::Io
         }
         BlockError::LostWrites => NbdError::Io,
+        BlockError::Stopped => NbdError::Shutdown,
     }
 }
 
@@ -107,6 +108,8 @@ mod tests {
         fn write_zeroes(&self, _: u64, _: u64, how: Zeroes, _: bool) -> Result<(), BlockError> {
             if how.fast { Err(BlockError::NotSupported) } else { Ok(()) }
         }
+
+        fn stop(&self) {}
     }
 
     fn checked(
@@ -153,6 +156,7 @@ mod tests {
             (BlockError::NotSupported, NbdError::NotSupported),
             (BlockError::Io(std::io::ErrorKind::Other.into()), NbdError::Io),
             (BlockError::LostWrites, NbdError::Io),
+            (BlockError::Stopped, NbdError::Shutdown),
         ];
         for (ours, theirs) in all {
             assert_eq!(nbd_error(ours), theirs);

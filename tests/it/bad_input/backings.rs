@@ -109,7 +109,7 @@ fn a_read_only_file_system() {
         "mount -t tmpfs tmpfs mnt && truncate -s 1M mnt/file && mount -o remount,bind,ro mnt && exec \"$@\"";
     for backing in ["mnt", "mnt/new", "mnt/file"] {
         let command = mounted(&lab, script, &["--size", "1M", "--backing", backing, "--", "true"]);
-        refuses(&lab, command, 7, &["error: backing", backing, "Read-only file system"]);
+        refuses(&lab, command, 7, &["error: backing", backing, "is read-only"]);
     }
 }
 

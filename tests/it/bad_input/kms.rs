@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::leavings::{calls, refuses};
 use crate::peer::{http, nobody, parrot, proxy, silent};
-use crate::remote_kms::{RemoteKms, run_on};
-use crate::support::{Lab, assert_succeeds, finish, text};
+use crate::remote_kms::{RemoteKms, run_on, run_on_with_patience, with_credentials};
+use crate::support::{Lab, assert_fails, assert_succeeds, finish, text};
 
 /// A run on whatever listens at `address` fails with exit code 5 in the first call.
 fn unreachable(address: &str, words: &[&str]) -> String {
@@ -146,13 +146,45 @@ fn a_dry_run_makes_nothing() {
 fn garbage_in_the_middle() {
     let lab = Lab::new();
     let kms = RemoteKms::start(&lab);
-    for operation in ["GenerateDataKeyWithoutPlaintext", "CreateGrant", "Decrypt"] {
+    for operation in ["GenerateDataKeyWithoutPlaintext", "Decrypt"] {
         kms.order("faults", &json!({"operation": operation, "garbage": true, "times": 1000}));
         let failed = format!("{operation} failed");
         let words = [&failed, "check that the endpoint is a KMS"];
         refuses(&lab, kms.run(&lab, &["--preflight", "off", "--", "true"]), 5, &words);
         kms.order("reset", &json!({}));
     }
+}
+
+/// Nobody knows whether the grant was made, and lists lag behind: the journal keeps its name for a later look.
+#[test]
+fn garbage_instead_of_a_grant() {
+    let lab = Lab::new();
+    let kms = RemoteKms::start(&lab);
+    kms.order("faults", &json!({"operation": "CreateGrant", "garbage": true, "times": 1000}));
+    let output = finish(kms.run(&lab, &["--preflight", "off", "--", "true"]));
+    assert_fails(&output, 5, &["CreateGrant failed", "a grant may still appear"]);
+    assert_eq!(lab.journals().len(), 1);
+    let gc = finish(with_credentials(&lab, lab.sealblk(["gc"])));
+    assert_fails(&gc, 1, &["leftovers"]);
+    assert!(text(&gc.stdout).contains("may still appear"), "{}", text(&gc.stdout));
+    assert_eq!(lab.journals().len(), 1);
+}
+
+/// CreateGrant reached the KMS, and its answer did not reach us: the grant is found by its name, and retired.
+#[test]
+fn a_grant_whose_answer_is_lost() {
+    let lab = Lab::new();
+    let kms = RemoteKms::start(&lab);
+    let address = proxy(kms.address.clone(), |request, answer| {
+        if text(request).contains("TrentService.CreateGrant")
+            || text(request).contains("trentservice.creategrant")
+        {
+            answer.clear();
+        }
+    });
+    let command = run_on_with_patience(&lab, &address, ["1", "2"], &["--preflight", "off", "--", "true"]);
+    refuses(&lab, command, 5, &["CreateGrant failed"]);
+    assert!(calls(&lab, "CreateGrant") > 0 && calls(&lab, "RetireGrant") == 1);
 }
 
 /// A call that hangs after the grant was made: the grant must not be left.

@@ -99,7 +99,7 @@ impl DataKeyRequest {
 }
 
 fn random_secret(length: usize) -> Result<Secret, Failure> {
-    let mut bytes = LockedBytes::zeroed(length).map_err(Failure::internal)?;
+    let mut bytes = LockedBytes::zeroed(length).map_err(Failure::memory)?;
     random(bytes.as_mut_slice())?;
     Ok(Secret(bytes))
 }
