@@ -112,17 +112,23 @@ fn map_locked(mapped: usize) -> io::Result<NonNull<u8>> {
             MapFlags::PRIVATE,
         )
     }?;
-    // SAFETY: the range is the mapping just made; neither call changes what it holds.
-    let guarded = unsafe { mm::mlock(start, mapped) }
-        .and_then(|()| unsafe { mm::madvise(start, mapped, Advice::LinuxDontDump) })
-        .and_then(|()| unsafe { mm::madvise(start, mapped, Advice::LinuxWipeOnFork) });
-    if let Err(error) = guarded {
+    if let Err(error) = guard(start, mapped) {
         // SAFETY: the mapping is ours and nothing refers to it.
         let unmapped = unsafe { mm::munmap(start, mapped) };
         debug_assert!(unmapped.is_ok(), "munmap of a mapping of our own");
         return Err(error.into());
     }
     NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Locks a mapping, leaves it out of core dumps, and empties it in children.
+fn guard(start: *mut std::ffi::c_void, mapped: usize) -> rustix::io::Result<()> {
+    // SAFETY: the range is a mapping of the caller's own, and locking changes nothing that it holds.
+    unsafe { mm::mlock(start, mapped) }?;
+    // SAFETY: as above; the advice is about core dumps only.
+    unsafe { mm::madvise(start, mapped, Advice::LinuxDontDump) }?;
+    // SAFETY: as above; the advice is about children only.
+    unsafe { mm::madvise(start, mapped, Advice::LinuxWipeOnFork) }
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::net::TcpStream;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::kms_server::KmsServer;
+use crate::remote_kms::{RemoteKms, keys, run_patiently_on};
 use crate::support::{Lab, Volume, assert_fails, assert_succeeds, eventually, finish, python, text, tool};
 
 const LIFE: &str = "fio --name=v --ioengine=nbd --uri=\"$uri\" --rw=randrw --bsrange=512-64k --size=16M \
@@ -81,28 +81,9 @@ fn a_volume_at_moto() {
     assert_eq!(moto.boto3(&format!("print(len(kms.list_grants(KeyId='{key}')['Grants']))")), "0");
 }
 
-/// Profiles for both sides, so that the host's identity has no right but its grant.
-fn split_identities(lab: &Lab, server: &KmsServer, command: &mut std::process::Command) {
-    let profile = |name: &str| {
-        let principal = server.principal(name);
-        let field = |field: &str| principal[field].as_str().unwrap().to_owned();
-        format!(
-            "[profile {name}]\naws_access_key_id = {}\naws_secret_access_key = {}\nregion = {}\n",
-            field("AccessKeyId"),
-            field("SecretAccessKey"),
-            field("Region"),
-        )
-    };
-    let file = lab.path("aws-config");
-    std::fs::write(&file, profile("provisioner") + &profile("host")).unwrap();
-    command.env("AWS_CONFIG_FILE", file).env("AWS_EC2_METADATA_DISABLED", "true");
-    command.args(["--kms", "aws", "--kms-endpoint", &server.endpoint]);
-    command.args(["--provisioner-profile", "provisioner", "--host-profile", "host"]);
-}
-
 /// Who made which call, in order, dry runs marked.
-fn calls(lab: &Lab, server: &KmsServer) -> Vec<String> {
-    let events = server.admin(lab, &["events"]);
+fn calls(lab: &Lab) -> Vec<String> {
+    let events = lab.events();
     let call = |event: &Value| {
         let dry = if event["requestParameters"]["dryRun"] == true { " (dry)" } else { "" };
         format!(
@@ -118,11 +99,9 @@ fn calls(lab: &Lab, server: &KmsServer) -> Vec<String> {
 fn the_host_decrypts_through_its_grant() {
     drop(tool("fio"));
     let lab = Lab::new();
-    let server = KmsServer::start(&lab);
-    let mut command = lab.sealblk(["run", "--size", "64M"]);
-    split_identities(&lab, &server, &mut command);
-    command.args(["--", "sh", "-c", LIFE]);
-    assert_succeeds(&finish(command));
+    let server = RemoteKms::start(&lab);
+    let args = ["--size", "64M", "--", "sh", "-c", LIFE];
+    assert_succeeds(&finish(run_patiently_on(&lab, &server.address, &args)));
     let expected = [
         "provisioner DescribeKey",
         "provisioner GenerateDataKeyWithoutPlaintext (dry)",
@@ -133,26 +112,23 @@ fn the_host_decrypts_through_its_grant() {
         "provisioner RetireGrant",
     ];
     // No call while clients connected, read and wrote.
-    assert_eq!(calls(&lab, &server), expected);
+    assert_eq!(calls(&lab), expected);
 }
 
 #[test]
 fn without_its_grant_the_host_is_denied() {
     let lab = Lab::new();
-    let server = KmsServer::start(&lab);
-    let mut command = lab.sealblk(["run", "--size", "64M"]);
-    split_identities(&lab, &server, &mut command);
+    let server = RemoteKms::start(&lab);
+    let (auditor, host) = (keys(&lab, "auditor"), keys(&lab, "host"));
     // A grant for somebody else.
-    let auditor = server.principal("auditor");
-    command.args(["--grantee", auditor["Arn"].as_str().unwrap(), "--", "true"]);
-    let host = server.principal("host");
-    let output = finish(command);
+    let args = ["--size", "64M", "--grantee", auditor["Arn"].as_str().unwrap(), "--", "true"];
+    let output = finish(run_patiently_on(&lab, &server.address, &args));
     assert_fails(
         &output,
         3,
         &["Decrypt failed", host["Arn"].as_str().unwrap(), "missing permission kms:Decrypt"],
     );
-    let calls = calls(&lab, &server);
+    let calls = calls(&lab);
     assert_eq!(calls.last().map(String::as_str), Some("provisioner RetireGrant"), "{calls:?}");
     assert!(lab.journals().is_empty());
 }
@@ -160,14 +136,12 @@ fn without_its_grant_the_host_is_denied() {
 #[test]
 fn a_grant_revoked_before_the_host_uses_it_opens_nothing() {
     let lab = Lab::new();
-    let server = KmsServer::start(&lab);
-    server.order("faults", r#"{"operation": "Decrypt", "delay_ms": 3000, "times": 1}"#);
-    let mut command = lab.sealblk(["run", "--size", "64M"]);
-    split_identities(&lab, &server, &mut command);
-    command.args(["--", "true"]).stderr(Stdio::piped());
-    let child = command.spawn().unwrap();
+    let server = RemoteKms::start(&lab);
+    server.order("faults", &json!({ "operation": "Decrypt", "delay_ms": 3000, "times": 1 }));
+    let mut command = run_patiently_on(&lab, &server.address, &["--size", "64M", "--", "true"]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let made = || {
-        server.admin(&lab, &["events"]).into_iter().find(|event| {
+        lab.events().into_iter().find(|event| {
             event["eventName"] == "CreateGrant" && event.get("errorCode").is_none_or(Value::is_null)
         })
     };
@@ -176,14 +150,13 @@ fn a_grant_revoked_before_the_host_uses_it_opens_nothing() {
     let text_of = |pointer: &str| grant.pointer(pointer).unwrap().as_str().unwrap().to_owned();
     let script = format!(
         "import boto3; boto3.client('kms', endpoint_url='{}').revoke_grant(KeyId='{}', GrantId='{}')",
-        server.endpoint,
+        format_args!("http://{}", server.address),
         text_of("/responseElements/keyId"),
         text_of("/responseElements/grantId"),
     );
     let mut revoke = python();
     revoke.args(["-c", &script]);
-    server.credentials(&mut revoke, "admin");
-    assert_succeeds(&finish(revoke));
+    assert_succeeds(&finish(server.as_admin(&lab, revoke)));
     let output = child.wait_with_output().unwrap();
     assert_fails(&output, 3, &["Decrypt failed", "missing permission kms:Decrypt"]);
     assert!(lab.journals().is_empty());
@@ -218,14 +191,14 @@ fn a_disabled_key_stops_new_volumes_only() {
 #[test]
 fn boto3_drives_the_http_face() {
     let lab = Lab::new();
-    let server = KmsServer::start(&lab);
+    let server = RemoteKms::start(&lab);
     let mut script = python();
     script.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boto3/kms_serve.py"));
     script
-        .env("SEALBLK_KMS_ENDPOINT", &server.endpoint)
-        .env("SEALBLK_KMS_EVENTS", server.directory().join("events.jsonl"));
+        .env("SEALBLK_KMS_ENDPOINT", format!("http://{}", server.address))
+        .env("SEALBLK_KMS_EVENTS", lab.state().join("kms/events.jsonl"));
     for name in ["admin", "provisioner", "host", "auditor"] {
-        let principal = server.principal(name);
+        let principal = keys(&lab, name);
         let upper = name.to_uppercase();
         for (field, variable) in [("Arn", "ARN"), ("AccessKeyId", "KEY_ID"), ("SecretAccessKey", "SECRET")] {
             script.env(format!("SEALBLK_{upper}_{variable}"), principal[field].as_str().unwrap());

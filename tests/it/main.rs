@@ -15,7 +15,6 @@ mod clients;
 mod endings;
 mod interrupted;
 mod kms_peers;
-mod kms_server;
 mod leavings;
 mod manual;
 mod memory;

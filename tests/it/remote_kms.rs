@@ -79,6 +79,21 @@ impl RemoteKms {
         run_on(lab, &self.address, args)
     }
 
+    /// Stops answering, as a network that drops everything.
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
+        );
+    }
+
     pub(crate) fn stop(mut self) {
         self.child.kill().unwrap();
         wait(&mut self.child);
@@ -105,11 +120,16 @@ pub(crate) fn run_on_with_patience(lab: &Lab, address: &str, seconds: [&str; 2],
         let profiles = ["provisioner", "host"].map(|name| profile(lab, name)).concat();
         std::fs::write(credentials(lab), profiles).unwrap();
     }
+    let patience = ["--size", "1M", "--kms-attempt-timeout", seconds[0], "--kms-deadline", seconds[1]];
+    run_patiently_on(lab, address, &[&patience, args].concat())
+}
+
+/// `sealblk run --kms aws ARGS` on whatever listens at `address`, each side with its own credentials.
+pub(crate) fn run_patiently_on(lab: &Lab, address: &str, args: &[&str]) -> Command {
     let endpoint = format!("http://{address}");
-    let fixed = ["run", "--size", "1M", "--kms", "aws", "--region", "us-east-1", "--kms-endpoint", &endpoint];
+    let fixed = ["run", "--kms", "aws", "--region", "us-east-1", "--kms-endpoint", &endpoint];
     let profiles = ["--provisioner-profile", "provisioner", "--host-profile", "host"];
-    let patience = ["--kms-attempt-timeout", seconds[0], "--kms-deadline", seconds[1]];
-    with_credentials(lab, lab.sealblk([&fixed, &profiles[..], &patience, args].concat()))
+    with_credentials(lab, lab.sealblk([&fixed, &profiles[..], args].concat()))
 }
 
 /// What the AWS SDK reads its profiles from.
@@ -125,7 +145,8 @@ fn credentials(lab: &Lab) -> PathBuf {
     lab.path("credentials")
 }
 
-fn keys(lab: &Lab, principal: &str) -> Value {
+/// Access key, secret, region and ARN of a principal.
+pub(crate) fn keys(lab: &Lab, principal: &str) -> Value {
     let output = finish(lab.sealblk(["kms", "credentials", principal, "--json"]));
     assert_succeeds(&output);
     serde_json::from_slice(&output.stdout).unwrap()

@@ -9,20 +9,20 @@ use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 
-use crate::kms_server::KmsServer;
 use crate::memory::{Needle, Schedule, assert_none, find_schedules, find_xts_keys, scan};
+use crate::remote_kms::{RemoteKms, run_patiently_on};
 use crate::support::{Lab, Volume, assert_succeeds, entries, eventually, finish, text, tool, wait};
 
 /// Passes everything on between a client and a server, and keeps what the server says.
 struct Recorder {
-    port: u16,
+    address: String,
     heard: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Recorder {
     fn before(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let address = listener.local_addr().unwrap().to_string();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let recorded = heard.clone();
         std::thread::spawn(move || {
@@ -36,7 +36,7 @@ impl Recorder {
                 });
             }
         });
-        Self { port, heard }
+        Self { address, heard }
     }
 
     /// What an answer said in this field.
@@ -128,12 +128,10 @@ fn plant(command: &mut std::process::Command, canary: &[u8]) {
 #[test]
 fn through_the_aws_provider() {
     let lab = Lab::new();
-    let server = KmsServer::start(&lab);
-    let recorder = Recorder::before(server.address());
+    let server = RemoteKms::start(&lab);
+    let recorder = Recorder::before(server.address.clone());
     let canary = canary();
-    let mut command = lab.sealblk(["run", "--json", "--size", "64M", "--kms", "aws", "--kms-endpoint"]);
-    command.arg(format!("http://127.0.0.1:{}", recorder.port));
-    server.credentials(&mut command, "provisioner");
+    let mut command = run_patiently_on(&lab, &recorder.address, &["--json", "--size", "64M"]);
     plant(&mut command, &canary);
     let mut volume = Volume::spawn(command);
     let key = recorder.data_key();
@@ -156,12 +154,10 @@ fn through_the_aws_provider() {
 #[test]
 fn no_log_at_any_level_holds_a_secret() {
     let lab = Lab::new();
-    let server = KmsServer::start(&lab);
-    let recorder = Recorder::before(server.address());
-    let mut command =
-        lab.sealblk(["run", "--size", "1M", "--log", "trace", "--kms", "aws", "--kms-endpoint"]);
-    command.arg(format!("http://127.0.0.1:{}", recorder.port)).args(["--", "true"]);
-    server.credentials(&mut command, "provisioner");
+    let server = RemoteKms::start(&lab);
+    let recorder = Recorder::before(server.address.clone());
+    let args = ["--size", "1M", "--log", "trace", "--", "true"];
+    let mut command = run_patiently_on(&lab, &recorder.address, &args);
     // The SDK's own switch for printing bodies, and the usual one for printing everything.
     command.env("LOG_SENSITIVE_BODIES", "true").env("RUST_LOG", "trace").env("SEALBLK_LOG", "trace");
     let output = finish(command);
