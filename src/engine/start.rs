@@ -34,14 +34,15 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     if tokio::time::timeout(SWEEP_DEADLINE, journal::sweep(&specification.state)).await.is_err() {
         tracing::warn!("dead volumes' grants could not be retired in time; the next start tries again");
     }
-    // In this order, so that a failure drops the socket before its directory.
-    let (private, listeners) = listen(&specification).await?;
+    let mut listeners = listen(&specification).await?;
     steps.push(Step::now("listening"));
     let kms = specification.provider.open(Role::Provisioner).await?;
     let prepared = envelope::prepare(&*kms, &specification.key, &id, context).await?;
     steps.push(Step::now("key-checked"));
     let (store, leftover) = open_backing(&specification).await?;
     steps.push(Step::now("backing-opened"));
+    // Nobody else has its name, so it need not be made early; and from here on the journal knows it at once.
+    let private = if listeners.is_empty() { Some(listen_privately(&mut listeners).await?) } else { None };
     let note = Note::new(&id, &specification.provider, &prepared, &listeners, private.as_ref(), &leftover);
     let mut journal = Entry::create(&specification.state, note)?;
     let (lease, key) = match unlock(&specification, &*kms, &prepared, &mut journal, &mut steps).await {
@@ -147,23 +148,23 @@ async fn abandon(kms: &dyn KeyService, journal: Entry) {
     }
 }
 
-async fn listen(
-    specification: &Specification,
-) -> Result<(Option<PrivateDirectory>, Vec<Listener>), EngineError> {
-    let (addresses, private) = if specification.listen.is_empty() {
-        let private = PrivateDirectory::make()?;
-        (vec![Address::Unix(private.0.join("nbd.sock"))], Some(private))
-    } else {
-        (specification.listen.clone(), None)
-    };
+/// Binds the addresses that were asked for.
+async fn listen(specification: &Specification) -> Result<Vec<Listener>, EngineError> {
     let mut listeners = Vec::new();
-    for address in &addresses {
+    for address in &specification.listen {
         listeners.push(Listener::bind(address, specification.insecure).await?);
     }
-    Ok((private, listeners))
+    Ok(listeners)
 }
 
-/// A directory that nobody else can enter; removed on drop, when it is empty again.
+/// Binds a socket of the volume's own.
+async fn listen_privately(listeners: &mut Vec<Listener>) -> Result<PrivateDirectory, EngineError> {
+    let private = PrivateDirectory::make()?;
+    listeners.push(Listener::bind(&Address::Unix(private.socket()), false).await?);
+    Ok(private)
+}
+
+/// A directory that nobody else can enter, for one socket; both are removed on drop.
 pub(super) struct PrivateDirectory(PathBuf);
 
 impl PrivateDirectory {
@@ -183,10 +184,16 @@ impl PrivateDirectory {
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("nbd.sock")
+    }
 }
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
+        // Its listener removes the socket as well; whichever comes second finds nothing.
+        let _ = std::fs::remove_file(self.socket());
         if let Err(error) = std::fs::remove_dir(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "cannot remove the socket's directory");
         }

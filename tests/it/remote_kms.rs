@@ -79,6 +79,10 @@ impl RemoteKms {
         run_on(lab, &self.address, args)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Stops answering, as a network that drops everything.
     pub(crate) fn pause(&self) {
         self.signal("-STOP");
@@ -89,9 +93,7 @@ impl RemoteKms {
     }
 
     fn signal(&self, signal: &str) {
-        assert!(
-            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success()
-        );
+        assert!(Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap().success());
     }
 
     pub(crate) fn stop(mut self) {

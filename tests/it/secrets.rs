@@ -221,11 +221,7 @@ fn through_the_embedded_kms_with_the_portable_cipher() {
 }
 
 /// No core dump, no tracing by the same user, and locked memory: as the kernel tells it.
-#[test]
-fn the_process_is_hardened() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "1M", "--backing", "memory"]);
-    let pid = volume.child.id();
+fn assert_hardened(pid: u32) {
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
@@ -239,6 +235,14 @@ fn the_process_is_hardened() {
     // The files of a process that is not dumpable belong to root, whoever runs it (proc(5)).
     let owner = std::fs::metadata(format!("/proc/{pid}/status")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), 0);
+}
+
+#[test]
+fn every_process_with_keys_is_hardened() {
+    let lab = Lab::new();
+    let volume = Volume::start(&lab, &["--size", "1M", "--backing", "memory"]);
+    assert_hardened(volume.child.id());
     let (status, _) = volume.stop();
     assert!(status.success());
+    assert_hardened(RemoteKms::start(&Lab::new()).pid());
 }
