@@ -1,5 +1,6 @@
 //! Commands and flags; how a failure becomes an exit code.
 
+mod config;
 mod failure;
 mod gc;
 mod kms;
@@ -13,11 +14,12 @@ mod signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 pub use failure::Failure;
 
+use crate::config::{AbsolutePath, Config, Level};
 use crate::kms::isolate;
 use crate::telemetry;
 
@@ -28,6 +30,10 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
+    /// Configuration file; '' or none for no file [default: /etc/sealblk/sealblk.toml, if it exists]
+    #[arg(long, global = true, env = "SEALBLK_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
     /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
     #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]
@@ -37,9 +43,9 @@ pub struct Cli {
     #[arg(long, global = true)]
     json: bool,
 
-    /// Log level of sealblk itself: off, error, warn, info, debug or trace; logs go to stderr
-    #[arg(long, global = true, env = "SEALBLK_LOG", default_value = "warn", value_name = "LEVEL")]
-    log: LevelFilter,
+    /// Log level of sealblk itself: off, error, warn, info, debug or trace; logs go to stderr [default: warn]
+    #[arg(long, global = true, env = "SEALBLK_LOG", value_name = "LEVEL")]
+    log: Option<LevelFilter>,
 }
 
 const EXIT_CODES: &str = "\
@@ -54,6 +60,8 @@ enum Command {
     Gc(gc::GcArgs),
     /// Use and serve the embedded KMS
     Kms(kms::KmsArgs),
+    /// Print the settings in force, and where each comes from
+    Config(Box<config::ConfigArgs>),
     /// Print a shell's completions
     Completions(manual::CompletionsArgs),
     /// Write man pages
@@ -67,12 +75,28 @@ pub fn main() -> ExitCode {
         telemetry::init(LevelFilter::WARN);
         return exit(run::unwrap());
     }
-    let cli = Cli::parse();
-    telemetry::init(cli.log);
-    exit(run_command(cli))
+    let matches = Cli::command().get_matches();
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => exit(run_command(cli, &matches)),
+        Err(error) => error.exit(),
+    }
 }
 
-fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
+impl Cli {
+    /// The configuration file, where the command has a use for it.
+    fn configuration(&self) -> Result<Config, Failure> {
+        match self.command {
+            Command::Completions(_) | Command::Man(_) => Ok(Config::default()),
+            _ => Ok(Config::load(self.config.as_deref())?),
+        }
+    }
+}
+
+fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    let config = cli.configuration()?;
+    options::fall_back(&mut cli.log, &config.settings.log, |Level(level)| *level);
+    options::fall_back(&mut cli.state_dir, &config.settings.state_dir, |AbsolutePath(path)| path.clone());
+    telemetry::init(cli.log.unwrap_or(LevelFilter::WARN));
     let json = cli.json;
     let state = || {
         let state = cli.state_dir.map_or_else(options::default_state, Ok)?;
@@ -83,9 +107,10 @@ fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
         }
     };
     match cli.command {
-        Command::Run(args) => run::run(*args, state()?, json),
+        Command::Run(args) => run::run(*args, &config, state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
+        Command::Config(args) => config::config(*args, &config, matches, &state()?, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::config::{ConfigError, FileError};
 use crate::engine::EngineError;
 use crate::geometry::GeometryError;
 use crate::kms::{ContextError, ErrorClass, KmsError};
@@ -15,6 +16,9 @@ pub enum Failure {
     /// A flag's value, or flags that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A size.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
@@ -52,11 +56,27 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Geometry(_) => 2,
+            Self::Config(error) => config_code(error),
             Self::Engine(error) => engine_code(error),
             Self::Kms(error) => kms_code(error.class),
             Self::File { .. } => 7,
             Self::Process { .. } | Self::Leftovers(_) => 1,
         }
+    }
+}
+
+fn config_code(error: &ConfigError) -> u8 {
+    match error {
+        ConfigError::Content { .. } => 2,
+        ConfigError::File { error, .. } => match error {
+            FileError::NotFound
+            | FileError::Io(_)
+            | FileError::NotRegular
+            | FileError::Writable(_)
+            | FileError::Owner { .. }
+            | FileError::TooLarge
+            | FileError::NotUtf8(_) => 2,
+        },
     }
 }
 

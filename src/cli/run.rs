@@ -10,10 +10,11 @@ use tokio::process::Child;
 use tokio::runtime::Runtime;
 
 use super::Failure;
-use super::options::{KmsOptions, Switch};
+use super::options::{KmsOptions, Switch, fall_back};
 use super::output::{self, Event};
 use super::record_file::RecordFile;
 use super::signals::{Signal, Signals};
+use crate::config::{BackingText, Cipher, Config, Sector};
 use crate::engine::{self, Record, Running, Specification, journal};
 use crate::envelope::Layout;
 use crate::geometry::{SectorSize, VolumeSize, parse_size};
@@ -41,26 +42,26 @@ pub(super) struct RunArgs {
     #[arg(long, env = "SEALBLK_SIZE")]
     size: String,
 
-    /// Bytes enciphered as one unit: 4096, or 512 for clients that need it
-    #[arg(long, default_value = "4096", value_name = "4096|512")]
-    sector_size: String,
+    /// Bytes enciphered as one unit: 4096, or 512 for clients that need it [default: 4096]
+    #[arg(long, value_name = "4096|512")]
+    sector_size: Option<String>,
 
     /// Where the ciphertext lies: a directory (an unnamed file in it), a file, a block device, or `memory`
     /// [default: $TMPDIR or /var/tmp]
     #[arg(long, env = "SEALBLK_BACKING", value_name = "DIR|FILE|BLOCKDEV|memory")]
     backing: Option<String>,
 
-    /// Give space back on trim and zeros; `off` hides which sectors are used
-    #[arg(long, default_value = "on", value_name = "on|off")]
-    discard: Switch,
+    /// Give space back on trim and zeros; `off` hides which sectors are used [default: on]
+    #[arg(long, value_name = "on|off")]
+    discard: Option<Switch>,
 
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
 
-    /// Code that enciphers
-    #[arg(long, default_value = "aws-lc")]
-    cipher: CipherCode,
+    /// Code that enciphers [default: aws-lc]
+    #[arg(long)]
+    cipher: Option<CipherCode>,
 
     /// Where clients connect: unix:PATH or tcp:HOST:PORT (repeatable) [default: a private Unix socket]
     #[arg(long, value_name = "ADDRESS")]
@@ -95,8 +96,21 @@ enum CipherCode {
 }
 
 impl RunArgs {
+    /// Takes from the file what no flag or variable said.
+    fn inherit(&mut self, config: &Config) {
+        let file = &config.settings.defaults;
+        fall_back(&mut self.backing, &file.backing, |BackingText(text)| text.clone());
+        fall_back(&mut self.sector_size, &file.sector_size, |Sector(size)| size.to_string());
+        fall_back(&mut self.discard, &file.discard, |on| Switch::from(*on));
+        fall_back(&mut self.cipher, &file.cipher, |cipher| match cipher {
+            Cipher::AwsLc => CipherCode::AwsLc,
+            Cipher::Portable => CipherCode::Portable,
+        });
+        self.kms.inherit(config);
+    }
+
     fn specification(&self, state: PathBuf) -> Result<Specification, Failure> {
-        let sector: SectorSize = self.sector_size.parse()?;
+        let sector = self.sector_size.as_deref().map_or(Ok(SectorSize::B4096), str::parse)?;
         let size = VolumeSize::new(parse_size(&self.size)?, sector)?;
         let listen = self.listen.iter().map(|text| text.parse()).collect::<Result<Vec<Address>, _>>()?;
         if self.export.len() > 4096 {
@@ -110,10 +124,10 @@ impl RunArgs {
         };
         Ok(Specification {
             layout: Layout { sector, size },
-            options: Options { read_only: self.read_only, discard: self.discard == Switch::On },
+            options: Options { read_only: self.read_only, discard: self.discard != Some(Switch::Off) },
             implementation: match self.cipher {
-                CipherCode::AwsLc => Implementation::AwsLc,
-                CipherCode::Portable => Implementation::Portable,
+                None | Some(CipherCode::AwsLc) => Implementation::AwsLc,
+                Some(CipherCode::Portable) => Implementation::Portable,
             },
             provider: self.kms.provider(&state)?,
             key: self.kms.key_request()?,
@@ -127,7 +141,13 @@ impl RunArgs {
     }
 }
 
-pub(super) fn run(args: RunArgs, state: PathBuf, json: bool) -> Result<ExitCode, Failure> {
+pub(super) fn run(
+    mut args: RunArgs,
+    config: &Config,
+    state: PathBuf,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    args.inherit(config);
     let specification = args.specification(state)?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let hardening = harden()?;
