@@ -11,7 +11,8 @@ mod record_file;
 mod run;
 mod signals;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -31,8 +32,9 @@ pub struct Cli {
     command: Command,
 
     /// Configuration file; '' or none for no file [default: /etc/sealblk/sealblk.toml, if it exists]
+    // Not a path to clap, which refuses empty ones.
     #[arg(long, global = true, env = "SEALBLK_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    config: Option<OsString>,
 
     /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
     /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
@@ -87,7 +89,7 @@ impl Cli {
     fn configuration(&self) -> Result<Config, Failure> {
         match self.command {
             Command::Completions(_) | Command::Man(_) => Ok(Config::default()),
-            _ => Ok(Config::load(self.config.as_deref())?),
+            _ => Ok(Config::load(self.config.as_deref().map(Path::new))?),
         }
     }
 }

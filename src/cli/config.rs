@@ -28,8 +28,14 @@ struct Table<'a> {
 
 impl Table<'_> {
     /// Adds a setting that a flag may give.
-    fn add<T, F>(&mut self, name: &'static str, flag: &str, value: Option<T>, file: &Setting<F>, default: &str)
-    where
+    fn add<T, F>(
+        &mut self,
+        name: &'static str,
+        flag: &str,
+        value: Option<T>,
+        file: &Setting<F>,
+        default: &str,
+    ) where
         Value: From<T>,
     {
         let id = flag.replace('-', "_");
@@ -61,7 +67,11 @@ impl Table<'_> {
     where
         Value: From<T>,
     {
-        let default = || if default.is_empty() { Value::Null } else { default.into() };
+        // Numbers and booleans are such in JSON, wherever they come from.
+        let default = || match default {
+            "" => Value::Null,
+            text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+        };
         self.rows.push((name, value.map_or_else(default, Value::from), source));
     }
 

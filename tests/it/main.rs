@@ -12,6 +12,7 @@
 mod bad_input;
 mod ciphertext;
 mod clients;
+mod config;
 mod endings;
 mod interrupted;
 mod kms_peers;
