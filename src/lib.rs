@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod cli;
+pub mod control;
 pub mod engine;
 pub mod envelope;
 pub mod geometry;
