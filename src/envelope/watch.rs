@@ -103,3 +103,6 @@ fn now() -> OffsetDateTime {
     let now = OffsetDateTime::now_utc();
     now.replace_nanosecond(0).unwrap_or(now)
 }
+
+#[cfg(test)]
+mod tests;

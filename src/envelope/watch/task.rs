@@ -79,12 +79,8 @@ impl Watcher {
         tokio::pin!(health);
         loop {
             tokio::select! {
-                told = &mut health => {
-                    let mut news = Vec::new();
-                    self.status.send_modify(|status| news = status.observe(&told, super::now()));
-                    news.iter().for_each(|news| tell(key.as_str(), news));
-                    break;
-                }
+                // Who asked before the answer came shares the next poll.
+                biased;
                 Some(asked) = self.asked.recv() => match asked {
                     Ask::Poll(reply) => self.waiting.push(reply),
                     Ask::Retarget(target, status) => {
@@ -92,6 +88,12 @@ impl Watcher {
                         break;
                     }
                 },
+                told = &mut health => {
+                    let mut news = Vec::new();
+                    self.status.send_modify(|status| news = status.observe(&told, super::now()));
+                    news.iter().for_each(|news| tell(key.as_str(), news));
+                    break;
+                }
             }
         }
         for reply in waiting {
