@@ -4,6 +4,8 @@
 //! both calls without the volume's id; then make the wrapped key and the grant with the volume's id added.
 //! Whoever provisions never sees the plaintext; whoever unwraps needs nothing but the grant.
 
+pub mod watch;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

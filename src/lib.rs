@@ -5,6 +5,7 @@
 pub mod block;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod engine;
 pub mod envelope;
 pub mod geometry;

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use listen::{Address, ListenError, Listener, is_abandoned};
+pub use listen::{Address, ListenError, Listener, SocketFile, bind_unix, is_abandoned};
 
 use self::connection::Connection;
 use self::socket::Stream;

@@ -132,10 +132,31 @@ impl Listener {
     }
 }
 
-/// Removes the socket's file, if it is still the one that was made.
-struct SocketFile {
+/// A Unix socket's file: removed on drop, if it is still the one that was made.
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Takes over the file of a socket that another process bound.
+    ///
+    /// # Errors
+    /// The operating system's, if no file is there.
+    pub fn adopt(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.into(), identity: identity(path)? })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it in place, for another process that goes on listening.
+    pub fn leave(mut self) {
+        // No file has the empty path, so there is none to remove.
+        self.path = PathBuf::new();
+    }
 }
 
 impl Drop for SocketFile {
@@ -151,7 +172,12 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+/// Binds a Unix socket that is the owner's alone (mode 0600); one that a dead server left is replaced. To be called
+/// within a tokio runtime.
+///
+/// # Errors
+/// A [`ListenError`]; nothing is left behind.
+pub fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let name = || format!("unix:{}", path.display());
     let length = path.as_os_str().len();
     if length > 107 {
@@ -169,7 +195,7 @@ fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
         other => other,
     };
     let listener = listener.map_err(failed)?;
-    let file = SocketFile { path: path.into(), identity: identity(path).map_err(failed)? };
+    let file = SocketFile::adopt(path).map_err(failed)?;
     Ok((UnixListener::from_std(listener).map_err(failed)?, file))
 }
 
