@@ -151,3 +151,6 @@ pub(super) fn domain(descriptor: &OwnedFd, listens: bool) -> rustix::io::Result<
     };
     same.then(|| sockopt::socket_domain(descriptor)).transpose()
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,67 @@ impl Read for Half {
         (&*self.0).read(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Messages of these lengths, each of two bytes that tell how many follow.
+    fn messages(lengths: &[u16]) -> Vec<u8> {
+        let message = |length: &u16| [&length.to_be_bytes()[..], &vec![3; usize::from(*length)]].concat();
+        lengths.iter().flat_map(message).collect()
+    }
+
+    proptest! {
+        /// What is taken before the pause and what the socket still holds are the whole stream, cut between messages.
+        #[test]
+        fn nothing_is_lost_at_a_pause(
+            lengths in prop::collection::vec(prop_oneof![0..40_u16, 0..30_000_u16], 1..40),
+            pause_after in 0..40_usize,
+            in_the_middle: bool,
+        ) {
+            let stream = messages(&lengths);
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut left, socket) = (ours.try_clone().unwrap(), Arc::new(Socket::Unix(ours)));
+            let sent = stream.clone();
+            let writer = std::thread::spawn(move || (&theirs).write_all(&sent).unwrap());
+            let pause = Arc::new(Pause::new().unwrap());
+            let mut incoming = Incoming::new(socket, Some(pause.clone()));
+            let mut taken = Vec::new();
+            for number in 0.. {
+                if number == pause_after && !in_the_middle {
+                    pause.ask().unwrap();
+                }
+                match incoming.next().unwrap() {
+                    Next::Request => {}
+                    Next::End => {
+                        prop_assert_eq!(number, lengths.len());
+                        break;
+                    }
+                    Next::Pause => {
+                        prop_assert!(incoming.stream.buffer().is_empty());
+                        prop_assert_eq!(&taken, &messages(&lengths[..number]));
+                        break;
+                    }
+                }
+                let mut head = [0; 2];
+                incoming.take(&mut head).unwrap();
+                if number == pause_after {
+                    pause.ask().unwrap();
+                }
+                let mut body = vec![0; u16::from_be_bytes(head).into()];
+                incoming.take(&mut body).unwrap();
+                taken.extend([&head[..], &body].concat());
+            }
+            drop(incoming);
+            left.read_to_end(&mut taken).unwrap();
+            writer.join().unwrap();
+            prop_assert!(taken == stream);
+        }
+    }
+}
