@@ -77,7 +77,8 @@ impl Servers {
     }
 
     fn signal(&self, signal: Signal) {
-        self.now.as_ref().unwrap().0.send(signal).unwrap();
+        // It may have ended already, of an earlier signal.
+        self.now.as_ref().unwrap().0.send_replace(signal);
     }
 
     fn ended(&mut self) -> Served {
@@ -237,7 +238,7 @@ fn a_request_that_is_half_there_is_answered_once() {
 
 #[test]
 fn a_client_that_stalls_in_a_payload_is_cut_and_holds_nobody_up() {
-    let (mut servers, _) = Servers::start(Limits { drain: Duration::from_millis(100), ..LIMITS });
+    let (mut servers, _) = Servers::start(Limits { drain: Duration::from_secs(2), ..LIMITS });
     let (mut stalled, mut idle) = (servers.connect(), servers.connect());
     stalled.write_all(&request(Command::WRITE, 0, 1, 0, 4 << 20)).unwrap();
     // More than the socket holds, so the server is in the middle of it.
@@ -358,13 +359,28 @@ fn without_preparation_an_idle_client_is_cut() {
 }
 
 #[test]
-fn end_comes_before_hand_over() {
+fn an_end_that_comes_while_clients_haggle_is_an_end() {
+    let (mut servers, _) = Servers::start(LIMITS);
+    let stays = servers.connect();
+    let mut halfway = UnixStream::connect(servers.path()).unwrap();
+    halfway.read_exact(&mut [0; 18]).unwrap();
+    servers.signal(Signal::HandOver);
+    servers.signal(Signal::End);
+    // Its handshake is finished, or cut.
+    let _ = client::choose(&mut halfway);
+    let served = servers.ended();
+    assert!(served.handed.is_none());
+    assert_eq!(served.connections, 1);
+    assert_closed(stays);
+    assert!(!servers.path().exists());
+}
+
+#[test]
+fn a_hand_over_that_nobody_takes_up_is_an_end() {
     let (mut servers, _) = Servers::start(LIMITS);
     let mut stream = servers.connect();
     assert_answers(&mut stream, 1);
-    servers.signal(Signal::HandOver);
     let (handed, served) = servers.hand_over();
-    // A hand-over that nobody takes up is an end.
     drop(handed);
     assert_eq!(served.connections, 1);
     assert_closed(stream);
