@@ -18,7 +18,7 @@ pub use start::start;
 
 use crate::envelope::{Layout, VolumeId};
 use crate::kms::{EncryptionContext, GrantToken, KeyArn, KeyService, KmsError, Provider};
-use crate::nbd::server::{Address, ListenError, Served};
+use crate::nbd::server::{Address, ListenError, Served, Signal};
 use crate::secret::SecretError;
 use crate::store::{Backing, Leftover, StoreError};
 use crate::volume::{EncryptedVolume, Options};
@@ -101,7 +101,7 @@ pub struct Running {
     leftover: Leftover,
     journal: journal::Entry,
     private: Option<start::PrivateDirectory>,
-    stop: tokio::sync::watch::Sender<bool>,
+    stop: tokio::sync::watch::Sender<Signal>,
     server: tokio::task::JoinHandle<Served>,
     steps: Vec<Step>,
 }

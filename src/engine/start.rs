@@ -14,7 +14,7 @@ use super::{EngineError, Running, Specification, Step};
 use crate::envelope::{self, Layout, Prepared, VolumeId};
 use crate::geometry::VolumeSize;
 use crate::kms::{KeyService, Lease, Role, isolate};
-use crate::nbd::server::{Address, Export, Limits, Listener, serve};
+use crate::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
 use crate::secret::DataKey;
 use crate::store::{FileStore, Leftover};
 use crate::volume::EncryptedVolume;
@@ -61,8 +61,8 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     };
     let uris = listeners.iter().map(|listener| listener.uri(&specification.export)).collect();
     let socket = listeners.iter().find_map(Listener::path).map(Path::to_path_buf);
-    let (stop, stopped) = watch::channel(false);
-    let server = tokio::spawn(serve(listeners, export, Limits::default(), stopped));
+    let (stop, stopped) = watch::channel(Signal::Run);
+    let server = tokio::spawn(serve(listeners, export, Limits::default(), Resumed::default(), stopped));
     steps.push(Step::now("serving"));
     Ok(Running {
         id,

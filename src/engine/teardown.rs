@@ -6,6 +6,7 @@ use super::record::BackingEnd;
 use super::{Ended, GrantEnd, Record, Running, Step};
 use crate::envelope;
 use crate::kms::{GrantRef, Provider};
+use crate::nbd::server::Signal;
 
 impl Running {
     /// Ends the volume and tells how. Does not fail: what could not be ended is said in the record and, for the
@@ -13,7 +14,7 @@ impl Running {
     pub async fn teardown(mut self, reason: String) -> Record {
         self.steps.push(Step::now("stopping"));
         // The server is gone only if its task panicked, and then there is nothing to stop.
-        let _ = self.stop.send(true);
+        let _ = self.stop.send(Signal::End);
         let served = self.server.await.unwrap_or_else(|error| {
             tracing::error!(%error, "the server ended early");
             Default::default()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sealblk::envelope::{self, KeyRequest, Layout, VolumeId};
 use sealblk::geometry::{SectorSize, VolumeSize};
 use sealblk::kms::{EncryptionContext, KeyRef, Provider, Role};
-use sealblk::nbd::server::{Address, Export, Limits, Listener, serve};
+use sealblk::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
 use sealblk::secret::DataKey;
 use sealblk::store::Backing;
 use sealblk::volume::{EncryptedVolume, Options};
@@ -68,16 +68,16 @@ fn compare(sector: SectorSize) {
     let options = Options { read_only: false, discard: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);
     let export = Export { name: String::new(), description: String::new(), device: Arc::new(volume) };
-    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (stop, stopped) = tokio::sync::watch::channel(Signal::Run);
     let (serving, uri) = runtime.block_on(async {
         let listener = Listener::bind(&Address::Unix(socket), false).await.unwrap();
         let uri = listener.uri("");
-        (tokio::spawn(serve(vec![listener], export, Limits::default(), stopped)), uri)
+        (tokio::spawn(serve(vec![listener], export, Limits::default(), Resumed::default(), stopped)), uri)
     });
     let mut copy = tool("nbdcopy");
     copy.arg(&image).arg(&uri);
     assert_succeeds(&finish(copy));
-    stop.send(true).unwrap();
+    stop.send(Signal::End).unwrap();
     let served = runtime.block_on(serving).unwrap();
     assert!(served.connections > 0 && served.cut_off == 0);
 
