@@ -1,6 +1,7 @@
 //! Commands and flags; how a failure becomes an exit code.
 
 mod config;
+mod envelopes;
 mod failure;
 mod gc;
 mod kms;
@@ -58,6 +59,14 @@ Exit codes: 0 done; 1 internal; 2 usage; 3 KMS denied; 4 KMS key unusable; 5 KMS
 enum Command {
     /// Serve an encrypted scratch volume until COMMAND ends, or until SIGINT, SIGTERM or SIGHUP
     Run(Box<run::RunArgs>),
+    /// Make the envelope of a volume: wrapped key and grant, for a host to open
+    Provision(Box<envelopes::ProvisionArgs>),
+    /// Move a volume's data key to another KMS key, or to its key's newest material
+    Rewrap(Box<envelopes::RewrapArgs>),
+    /// End an envelope's grants
+    Retire(Box<envelopes::RetireArgs>),
+    /// Show an envelope or a served volume
+    Inspect(envelopes::InspectArgs),
     /// Retire the grants of volumes whose process died, and remove what they left
     Gc(gc::GcArgs),
     /// Use and serve the embedded KMS
@@ -110,6 +119,10 @@ fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> 
     };
     match cli.command {
         Command::Run(args) => run::run(*args, &config, state()?, json),
+        Command::Provision(args) => envelopes::provision(*args, &config, state()?, json),
+        Command::Rewrap(args) => envelopes::rewrap(*args, &config, state()?, json),
+        Command::Retire(args) => envelopes::retire(*args, &config, &state()?, json),
+        Command::Inspect(args) => envelopes::inspect(&args, &state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
         Command::Config(args) => config::config(*args, &config, matches, &state()?, json),

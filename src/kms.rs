@@ -108,7 +108,52 @@ pub enum Provider {
     Aws(aws::Settings),
 }
 
+/// Kind of a key management service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderKind {
+    /// The embedded KMS.
+    Local,
+    /// AWS KMS, or what speaks its protocol.
+    Aws,
+}
+
+impl ProviderKind {
+    /// As `--kms` and documents spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Aws => "aws",
+        }
+    }
+}
+
+impl std::fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Provider {
+    /// Its kind.
+    pub fn kind(&self) -> ProviderKind {
+        match self {
+            Self::Local { .. } => ProviderKind::Local,
+            Self::Aws(_) => ProviderKind::Aws,
+        }
+    }
+
+    /// True if both reach the same service in the same region, so that it can wrap anew what it wrapped itself.
+    pub fn is_same_service(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Local { directory: one }, Self::Local { directory: other }) => one == other,
+            (Self::Aws(one), Self::Aws(other)) => {
+                one.endpoint == other.endpoint && one.region == other.region
+            }
+            (Self::Local { .. } | Self::Aws(_), _) => false,
+        }
+    }
+
     /// Longest time that a call may take with all its retries, once repeated without a token that was refused.
     pub fn patience(&self) -> Duration {
         match self {

@@ -3,7 +3,9 @@
 use std::io;
 
 use crate::config::{ConfigError, FileError};
+use crate::control::ControlError;
 use crate::engine::EngineError;
+use crate::envelope::EnvelopeError;
 use crate::geometry::GeometryError;
 use crate::kms::{ContextError, ErrorClass, KmsError};
 use crate::nbd::server::ListenError;
@@ -25,6 +27,9 @@ pub enum Failure {
     /// Starting a volume.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A running volume that was to be reached.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A KMS call.
     #[error(transparent)]
     Kms(#[from] KmsError),
@@ -58,6 +63,7 @@ impl Failure {
             Self::Usage(_) | Self::Geometry(_) => 2,
             Self::Config(error) => config_code(error),
             Self::Engine(error) => engine_code(error),
+            Self::Control(error) => control_code(error),
             Self::Kms(error) => kms_code(error.class),
             Self::File { .. } => 7,
             Self::Process { .. } | Self::Leftovers(_) => 1,
@@ -92,24 +98,65 @@ fn engine_code(error: &EngineError) -> u8 {
             | StoreError::ReadOnly(_)
             | StoreError::Full(_) => 7,
         },
-        EngineError::Listen(error) => match error {
-            ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
-            ListenError::InUse(_) | ListenError::Io { .. } => 8,
-        },
-        EngineError::Context(error) => match error {
-            ContextError::Form(_)
-            | ContextError::EmptyKey
-            | ContextError::Reserved(_)
-            | ContextError::SameButForCase(..)
-            | ContextError::Pairs(_)
-            | ContextError::Characters(_) => 2,
-        },
-        EngineError::Secret(error) => match error {
-            SecretError::Lock { .. } => 2,
-            SecretError::Read(_) => 1,
-            SecretError::Length { .. } | SecretError::EqualHalves => 6,
-        },
-        EngineError::State { .. } => 7,
+        EngineError::Envelope(error) => envelope_code(error),
+        EngineError::Listen(error) => listen_code(error),
+        EngineError::Context(error) => context_code(error),
+        EngineError::Secret(error) => secret_code(error),
+        EngineError::Fleeting => 2,
+    }
+}
+
+fn envelope_code(error: &EnvelopeError) -> u8 {
+    match error {
+        EnvelopeError::Io { .. } | EnvelopeError::InUse(_) | EnvelopeError::Exists(_) => 7,
+        EnvelopeError::Flaw { .. }
+        | EnvelopeError::Forged { .. }
+        | EnvelopeError::Unbound { .. }
+        | EnvelopeError::AnotherKey { .. } => 6,
+        EnvelopeError::NoSlot { .. } => 2,
+        EnvelopeError::Kms(error) => kms_code(error.class),
+        EnvelopeError::Secret(error) => secret_code(error),
+        EnvelopeError::Context(error) => context_code(error),
+    }
+}
+
+fn listen_code(error: &ListenError) -> u8 {
+    match error {
+        ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
+        ListenError::InUse(_) | ListenError::Io { .. } => 8,
+    }
+}
+
+fn control_code(error: &ControlError) -> u8 {
+    match error {
+        ControlError::Listen(error) => listen_code(error),
+        ControlError::Descriptor(_) | ControlError::Timeout { .. } | ControlError::Lost { .. } => 1,
+        ControlError::Absent(_)
+        | ControlError::NobodyListens(_)
+        | ControlError::Permission(_)
+        | ControlError::Connect { .. }
+        | ControlError::NotSealblk { .. } => 8,
+        // It says itself what the same command would have ended with here.
+        ControlError::Refused { exit_code, .. } => *exit_code,
+    }
+}
+
+fn context_code(error: &ContextError) -> u8 {
+    match error {
+        ContextError::Form(_)
+        | ContextError::EmptyKey
+        | ContextError::Reserved(_)
+        | ContextError::SameButForCase(..)
+        | ContextError::Pairs(_)
+        | ContextError::Characters(_) => 2,
+    }
+}
+
+fn secret_code(error: &SecretError) -> u8 {
+    match error {
+        SecretError::Lock { .. } => 2,
+        SecretError::Read(_) => 1,
+        SecretError::Length { .. } | SecretError::EqualHalves => 6,
     }
 }
 
@@ -134,4 +181,4 @@ macro_rules! through_engine {
         })*
     };
 }
-through_engine!(StoreError, ListenError, ContextError);
+through_engine!(StoreError, ListenError, ContextError, EnvelopeError);

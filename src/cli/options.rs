@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum};
 
 use super::Failure;
 use crate::config::{Config, Context, ProviderText, Seconds, Setting, Text};
-use crate::envelope::KeyRequest;
-use crate::kms::{EncryptionContext, KeyRef, Principal, Provider, aws};
+use crate::envelope::{Document, KeyRequest, Layout};
+use crate::geometry::{SectorSize, VolumeSize, parse_size};
+use crate::kms::{EncryptionContext, KeyRef, Principal, Provider, ProviderKind, aws};
 
 /// The embedded KMS makes it on first use.
 pub(super) const DEFAULT_KEY: &str = "alias/sealblk";
@@ -127,6 +128,30 @@ impl KmsOptions {
 
     pub(super) fn provider(&self, state: &Path) -> Result<Provider, Failure> {
         let kms = if self.is_hosts_own() { "local" } else { self.kms.as_deref().unwrap_or("local") };
+        self.provider_named(kms, state)
+    }
+
+    /// The KMS of an envelope, unless a flag names another; AWS's region is that of the key's ARN then.
+    pub(super) fn provider_of(&self, document: &Document, state: &Path) -> Result<Provider, Failure> {
+        let slots = document.slots.iter();
+        let first = slots.chain(document.since_seal.pending.iter().map(|pending| &pending.slot)).next();
+        let kind = first.map_or(ProviderKind::Local, |slot| slot.provider);
+        let named = self.kms.as_deref().unwrap_or(kind.as_str());
+        let provider = self.provider_named(named, state)?;
+        let slots = document.slots.iter();
+        let own = slots.chain(document.since_seal.pending.iter().map(|pending| &pending.slot));
+        let region =
+            own.filter(|slot| slot.provider == ProviderKind::Aws).map(|slot| slot.key.region()).next();
+        Ok(match (provider, region.filter(|region| !region.is_empty())) {
+            (Provider::Aws(settings), Some(region)) if self.region.is_none() => {
+                Provider::Aws(aws::Settings { region: Some(region.into()), ..settings })
+            }
+            (provider, _) => provider,
+        })
+    }
+
+    /// A KMS by its name on the command line, reached as the other flags say.
+    pub(super) fn provider_named(&self, kms: &str, state: &Path) -> Result<Provider, Failure> {
         match kms.split_once(':').unwrap_or((kms, "")) {
             ("local", "") => Ok(Provider::Local { directory: local_kms(state) }),
             ("local", directory) => Ok(Provider::Local { directory: absolute(Path::new(directory)) }),
@@ -162,6 +187,17 @@ impl KmsOptions {
         }
         Ok(context)
     }
+}
+
+/// A volume's size and sector size, as flags give them.
+pub(super) fn layout(size: &str, sector: Option<&str>) -> Result<Layout, Failure> {
+    let sector = sector.map_or(Ok(SectorSize::B4096), str::parse)?;
+    Ok(Layout { sector, size: VolumeSize::new(parse_size(size)?, sector)? })
+}
+
+/// The program that unwraps in a process of its own: this one, whatever its name is by now.
+pub(super) fn helper() -> PathBuf {
+    "/proc/self/exe".into()
 }
 
 /// Where the embedded KMS lives in a state directory.

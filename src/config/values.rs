@@ -154,6 +154,15 @@ pub enum Interval {
     Every(Duration),
 }
 
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Every(interval) => write!(f, "{}s", interval.as_secs()),
+        }
+    }
+}
+
 impl TryFrom<String> for Interval {
     type Error = String;
 

@@ -84,6 +84,16 @@ impl EncryptionContext {
         Ok(())
     }
 
+    /// The same pairs, checked as a user's are: for those that were read from a file.
+    ///
+    /// # Errors
+    /// As [`EncryptionContext::insert_text`].
+    pub fn checked(&self) -> Result<Self, ContextError> {
+        let mut checked = Self::default();
+        self.pairs().try_for_each(|(key, value)| checked.insert_pair(key, value))?;
+        Ok(checked)
+    }
+
     /// Adds a user's pair.
     ///
     /// # Errors

@@ -25,7 +25,6 @@ mod engine;
 mod event;
 mod failure;
 mod files;
-mod hex;
 mod http;
 mod operations;
 mod pairs;

@@ -48,6 +48,13 @@ text! {
     Principal
 }
 
+impl KeyArn {
+    /// The region in the ARN; empty for what is no ARN.
+    pub fn region(&self) -> &str {
+        self.0.split(':').nth(3).unwrap_or_default()
+    }
+}
+
 impl From<&KeyArn> for KeyRef {
     fn from(arn: &KeyArn) -> Self {
         Self(arn.0.clone())

@@ -8,8 +8,8 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::hex;
 use super::pairs::Pairs;
+use crate::hex;
 use crate::kms::KeyState;
 
 /// Name of one key material: 32 random bytes, written as 64 hexadecimal digits.
