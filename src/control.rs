@@ -222,3 +222,6 @@ pub enum ControlError {
         exit_code: u8,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,5 +26,6 @@ pub(super) fn admit(stream: &UnixStream, others: &[u32]) -> Result<Peer, Refusal
     if uid == 0 || uid == own || others.contains(&uid) {
         return Ok(Peer { uid, pid: credentials.pid() });
     }
-    Err(refuse(format!("user {uid} may not control this volume; run this as its user ({own}), or as root")))
+    let who = if own == 0 { "root".into() } else { format!("its user ({own}), or as root") };
+    Err(refuse(format!("user {uid} may not control this volume; run this as {who}")))
 }
