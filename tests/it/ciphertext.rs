@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use sealblk::envelope::{self, KeyRequest, Layout, VolumeId};
+use sealblk::envelope::{Layout, file};
 use sealblk::geometry::{SectorSize, VolumeSize};
-use sealblk::kms::{EncryptionContext, KeyRef, Provider, Role};
+use sealblk::kms::{Provider, Role};
 use sealblk::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
 use sealblk::secret::DataKey;
 use sealblk::store::Backing;
@@ -33,24 +33,17 @@ with open(backing, 'rb') as b, open(image, 'rb') as i:
 print(number, 'sectors are equal')
 ";
 
-/// A data key made, leased and unwrapped through the library.
+/// The data key of an envelope that was provisioned for `layout`.
 async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
-    let provider = Provider::Local { directory: lab.path("kms") };
-    let provisioner = provider.open(Role::Provisioner).await.unwrap();
-    let request = KeyRequest {
-        key: KeyRef::new("alias/sealblk"),
-        context: EncryptionContext::default(),
-        grantee: None,
-        retiring: None,
-        preflight: true,
-    };
-    let id = VolumeId::random();
-    let context = envelope::bind(&request.context, &id, layout).unwrap();
-    let prepared = envelope::prepare(&*provisioner, &request, &id, context).await.unwrap();
-    let wrapped = prepared.generate(&*provisioner).await.unwrap();
-    let lease = prepared.lease(&*provisioner).await.unwrap();
+    let (size, sector) = (layout.size.bytes().to_string(), layout.sector.to_string());
+    let args = ["provision", "--size", &size, "--sector-size", &sector, "--output", "envelope"];
+    assert_succeeds(&finish(lab.sealblk(args)));
+    let path = lab.path("envelope");
+    let document = file::read(&path).unwrap();
+    let token = file::read_token(&file::token_path(&path)).unwrap();
+    let provider = Provider::Local { directory: lab.state().join("kms") };
     let host = provider.open(Role::Host).await.unwrap();
-    host.unwrap(&wrapped, &prepared.context, Some(&lease.token)).await.unwrap()
+    host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), token.as_ref()).await.unwrap()
 }
 
 fn compare(sector: SectorSize) {

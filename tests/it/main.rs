@@ -13,6 +13,7 @@ mod bad_input;
 mod ciphertext;
 mod clients;
 mod config;
+mod deploy;
 mod endings;
 mod interrupted;
 mod kms_peers;
