@@ -136,7 +136,7 @@ mod tests {
             let writer = std::thread::spawn(move || (&theirs).write_all(&sent).unwrap());
             let pause = Arc::new(Pause::new().unwrap());
             let mut incoming = Incoming::new(socket, Some(pause.clone()));
-            let mut taken = Vec::new();
+            let (mut taken, mut ahead) = (Vec::new(), usize::MAX);
             for number in 0.. {
                 if number == pause_after && !in_the_middle {
                     pause.ask().unwrap();
@@ -157,10 +157,16 @@ mod tests {
                 incoming.take(&mut head).unwrap();
                 if number == pause_after {
                     pause.ask().unwrap();
+                    ahead = incoming.stream.buffer().len();
                 }
                 let mut body = vec![0; u16::from_be_bytes(head).into()];
                 incoming.take(&mut body).unwrap();
                 taken.extend([&head[..], &body].concat());
+                if number >= pause_after {
+                    let now = incoming.stream.buffer().len();
+                    prop_assert!(now <= ahead, "reads ahead after a pause was asked for");
+                    ahead = now;
+                }
             }
             drop(incoming);
             left.read_to_end(&mut taken).unwrap();

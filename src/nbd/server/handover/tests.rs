@@ -213,9 +213,12 @@ fn a_request_that_is_half_there_is_answered_once() {
             std::thread::sleep(Duration::from_millis(2));
             servers.signal(Signal::HandOver);
             std::thread::sleep(Duration::from_millis(2));
-            stream.write_all(&whole[cut..]).unwrap();
-            stream.write_all(&read_request(3, 4096, 512)).unwrap();
+            let rest = [&whole[cut..], &read_request(3, 4096, 512)].concat();
+            let mut sending = stream.try_clone().unwrap();
+            // More than the socket holds: if the predecessor has taken nothing, this waits for the successor.
+            let sender = std::thread::spawn(move || sending.write_all(&rest).unwrap());
             assert_eq!(servers.restart(), 1);
+            sender.join().unwrap();
             let mut answered = Vec::new();
             for _ in 0..before + 2 {
                 let (cookie, error) = reply(&mut stream);
