@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub use record::{Ended, GrantEnd, Record, Step};
 pub use start::start;
 
+use crate::audit::AuditLog;
 use crate::envelope::{Layout, VolumeId};
 use crate::kms::{EncryptionContext, GrantToken, KeyArn, KeyService, KmsError, Provider};
 use crate::nbd::server::{Address, ListenError, Served};
@@ -46,6 +47,8 @@ pub struct Specification {
     pub export: String,
     /// Directory of journals.
     pub state: PathBuf,
+    /// Where KMS calls and the volume's events are written down.
+    pub audit: AuditLog,
     /// The program that unwraps the key in a process of its own ([`crate::kms::isolate`]).
     pub helper: PathBuf,
 }

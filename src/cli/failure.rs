@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::audit::AuditError;
 use crate::engine::EngineError;
 use crate::geometry::GeometryError;
 use crate::kms::{ContextError, ErrorClass, KmsError};
@@ -24,6 +25,9 @@ pub enum Failure {
     /// A KMS call.
     #[error(transparent)]
     Kms(#[from] KmsError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A file that the command was to read or write.
     #[error("{action} {what}: {source}")]
     File {
@@ -54,7 +58,7 @@ impl Failure {
             Self::Usage(_) | Self::Geometry(_) => 2,
             Self::Engine(error) => engine_code(error),
             Self::Kms(error) => kms_code(error.class),
-            Self::File { .. } => 7,
+            Self::File { .. } | Self::Audit(_) => 7,
             Self::Process { .. } | Self::Leftovers(_) => 1,
         }
     }

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Failure, output, run};
+use crate::audit::AuditLog;
 use crate::engine::journal;
 use crate::kms::Released;
 
@@ -15,7 +16,7 @@ use crate::kms::Released;
 pub(super) struct GcArgs {}
 
 pub(super) fn gc(_: &GcArgs, state: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let swept = run::runtime()?.block_on(journal::sweep(state));
+    let swept = run::runtime()?.block_on(journal::sweep(state, &AuditLog::open(state)?));
     for entry in &swept {
         let volume =
             entry.volume.as_ref().map_or_else(|| entry.path.display().to_string(), ToString::to_string);

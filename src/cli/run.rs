@@ -14,6 +14,7 @@ use super::options::{KmsOptions, Switch};
 use super::output::{self, Event};
 use super::record_file::RecordFile;
 use super::signals::{Signal, Signals};
+use crate::audit::AuditLog;
 use crate::engine::{self, Record, Running, Specification, journal};
 use crate::envelope::Layout;
 use crate::geometry::{SectorSize, VolumeSize, parse_size};
@@ -121,6 +122,7 @@ impl RunArgs {
             insecure: self.insecure,
             export: self.export.clone(),
             backing,
+            audit: AuditLog::open(&state)?,
             state,
             helper: "/proc/self/exe".into(),
         })
@@ -141,7 +143,7 @@ pub(super) fn run(args: RunArgs, state: PathBuf, json: bool) -> Result<ExitCode,
 /// The hidden command behind [`isolate::unwrap`].
 pub(super) fn unwrap() -> Result<ExitCode, Failure> {
     runtime()?
-        .block_on(isolate::serve_stdio())
+        .block_on(isolate::serve_stdio(|place| AuditLog::at(place).map_err(|error| error.to_string())))
         .map_err(|source| Failure::Process { action: "answer the parent process", source })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -170,13 +172,13 @@ async fn run_volume(
     hardening: &Hardening,
 ) -> Result<ExitCode, Failure> {
     let mut signals = handle_signals()?;
-    let state = specification.state.clone();
+    let (state, audit) = (specification.state.clone(), specification.audit.clone());
     let running = tokio::select! {
         started = engine::start(specification) => started?,
         signal = signals.next() => {
             // What the interrupted start had made is in its journal, as after a crash. A second signal leaves it there.
             tokio::select! {
-                _ = journal::sweep(&state) => {}
+                _ = journal::sweep(&state, &audit) => {}
                 _ = signals.next() => {}
             }
             return Ok(signal.exit_code());

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::EngineError;
 use super::start::PrivateDirectory;
+use crate::audit::AuditLog;
 use crate::envelope::{Prepared, VolumeId};
 use crate::kms::{GrantRef, KeyArn, KmsError, Provider, Released, Role};
 use crate::nbd::server::Listener;
@@ -140,6 +141,11 @@ impl Entry {
         Ok(())
     }
 
+    /// The volume.
+    pub(super) fn volume(&self) -> &VolumeId {
+        &self.note.volume
+    }
+
     /// The grant that is to be ended.
     pub(super) fn grant(&self) -> GrantRef<'_> {
         self.note.grant()
@@ -214,7 +220,7 @@ pub enum SweepError {
 
 /// Clears away what dead volumes left: grants, sockets, named backings. What cannot be cleared stays in the
 /// journal and is reported; a volume that lives is not touched.
-pub async fn sweep(state: &Path) -> Vec<Swept> {
+pub async fn sweep(state: &Path, audit: &AuditLog) -> Vec<Swept> {
     let mut all = Vec::new();
     let directory = directory(state);
     match require_own(&directory) {
@@ -233,7 +239,7 @@ pub async fn sweep(state: &Path) -> Vec<Swept> {
         }
         let Some(mut file) = lock_if_dead(&path) else { continue };
         let mut volume = None;
-        let outcome = clear(&path, &mut file, &mut volume).await;
+        let outcome = clear(&path, &mut file, &mut volume, audit).await;
         match &outcome {
             Ok(released) => tracing::info!(path = %path.display(), ?released, "cleared a dead volume away"),
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot clear a dead volume away"),
@@ -265,14 +271,19 @@ fn lock_if_dead(path: &Path) -> Option<File> {
     (opened.ino() == named.ino()).then_some(file)
 }
 
-async fn clear(path: &Path, file: &mut File, volume: &mut Option<VolumeId>) -> Result<Released, SweepError> {
+async fn clear(
+    path: &Path,
+    file: &mut File,
+    volume: &mut Option<VolumeId>,
+    audit: &AuditLog,
+) -> Result<Released, SweepError> {
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     let note: Note = serde_json::from_str(&text).map_err(io::Error::from)?;
     *volume = Some(note.volume.clone());
     // First what needs nobody else: the KMS may be out of reach. One failure does not keep the other from its end.
     let files = remove_files(&note);
-    let kms = note.provider.open(Role::Provisioner).await?;
+    let kms = note.provider.open(Role::Provisioner, audit.for_volume(note.volume.as_str())).await?;
     let released = kms.release(&note.grant()).await?;
     files?;
     let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();

@@ -31,12 +31,16 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     let id = VolumeId::random();
     let mut steps = vec![Step::now("started")];
     let context = envelope::bind(&specification.key.context, &id, specification.layout)?;
-    if tokio::time::timeout(SWEEP_DEADLINE, journal::sweep(&specification.state)).await.is_err() {
+    if tokio::time::timeout(SWEEP_DEADLINE, journal::sweep(&specification.state, &specification.audit))
+        .await
+        .is_err()
+    {
         tracing::warn!("dead volumes' grants could not be retired in time; the next start tries again");
     }
     let mut listeners = listen(&specification).await?;
     steps.push(Step::now("listening"));
-    let kms = specification.provider.open(Role::Provisioner).await?;
+    let kms =
+        specification.provider.open(Role::Provisioner, specification.audit.for_volume(id.as_str())).await?;
     let prepared = envelope::prepare(&*kms, &specification.key, &id, context).await?;
     steps.push(Step::now("key-checked"));
     let (store, leftover) = open_backing(&specification).await?;
@@ -132,6 +136,7 @@ async fn unlock(
         &prepared.context,
         Some(&lease.token),
         specification.provider.patience(),
+        &*specification.audit.for_volume(journal.volume().as_str()),
     )
     .await?;
     Ok((lease, key))

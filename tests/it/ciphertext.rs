@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 
+use sealblk::audit::AuditLog;
 use sealblk::envelope::{self, KeyRequest, Layout, VolumeId};
 use sealblk::geometry::{SectorSize, VolumeSize};
 use sealblk::kms::{EncryptionContext, KeyRef, Provider, Role};
@@ -36,7 +37,8 @@ print(number, 'sectors are equal')
 /// A data key made, leased and unwrapped through the library.
 async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let provider = Provider::Local { directory: lab.path("kms") };
-    let provisioner = provider.open(Role::Provisioner).await.unwrap();
+    let audit = AuditLog::open(&lab.state()).unwrap();
+    let provisioner = provider.open(Role::Provisioner, audit.for_nobody()).await.unwrap();
     let request = KeyRequest {
         key: KeyRef::new("alias/sealblk"),
         context: EncryptionContext::default(),
@@ -49,7 +51,7 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let prepared = envelope::prepare(&*provisioner, &request, &id, context).await.unwrap();
     let wrapped = prepared.generate(&*provisioner).await.unwrap();
     let lease = prepared.lease(&*provisioner).await.unwrap();
-    let host = provider.open(Role::Host).await.unwrap();
+    let host = provider.open(Role::Host, audit.for_nobody()).await.unwrap();
     host.unwrap(&wrapped, &prepared.context, Some(&lease.token)).await.unwrap()
 }
 
