@@ -1,5 +1,6 @@
 //! Commands and flags; how a failure becomes an exit code.
 
+mod audit;
 mod failure;
 mod gc;
 mod kms;
@@ -28,7 +29,7 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
+    /// Directory for journals, the audit log and the embedded KMS [default: /var/lib/sealblk for root, else
     /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
     #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -52,6 +53,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Retire the grants of volumes whose process died, and remove what they left
     Gc(gc::GcArgs),
+    /// Show the audit log: KMS calls, and what happened to volumes
+    Audit(audit::AuditArgs),
     /// Use and serve the embedded KMS
     Kms(kms::KmsArgs),
     /// Print a shell's completions
@@ -85,6 +88,7 @@ fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Run(args) => run::run(*args, state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
+        Command::Audit(args) => audit::audit(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

@@ -156,3 +156,115 @@ impl Drop for Locked {
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn lines(path: &Path) -> Vec<String> {
+        fs::read_to_string(path).unwrap_or_default().lines().map(String::from).collect()
+    }
+
+    #[test]
+    fn lines_are_appended_whole_and_private_over_restarts() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let directory = lab.path().join("a/b");
+        for line in ["one", "two"] {
+            LogFile::open(&directory, 1 << 20).expect("opened").append(line.into()).expect("appended");
+        }
+        let path = directory.join(FILE);
+        assert_eq!(lines(&path), ["one", "two"]);
+        assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs::metadata(&directory).expect("made").permissions().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_spoils_no_other() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let log = LogFile::open(lab.path(), 1 << 20).expect("opened");
+        log.append("one".into()).expect("appended");
+        let mut file = OpenOptions::new().append(true).open(&log.path).expect("opened");
+        file.write_all(b"tw").expect("written");
+        log.append("three".into()).expect("appended");
+        assert_eq!(lines(&log.path), ["one", "tw", "three"]);
+    }
+
+    #[test]
+    fn a_full_file_is_moved_on_and_the_oldest_goes() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let log = LogFile::open(lab.path(), 8).expect("opened");
+        for number in 10..35 {
+            log.append(format!("{number}").into()).expect("appended");
+        }
+        // Two lines of three bytes fit into eight; nine files are kept.
+        assert_eq!(lines(&log.path), ["34"]);
+        for number in 1..=ROTATED {
+            let first = 34 - 2 * number;
+            assert_eq!(lines(&rotated(&log.path, number)), [first.to_string(), (first + 1).to_string()]);
+        }
+        assert!(!rotated(&log.path, ROTATED + 1).exists());
+        log.append("longer than a file may be".into()).expect("a line is never split");
+        assert_eq!(lines(&log.path), ["longer than a file may be"]);
+    }
+
+    #[test]
+    fn writers_beside_each_other_lose_nothing() {
+        let lab = tempfile::tempdir().expect("a directory");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let directory = lab.path();
+                // Each opens the file for itself, as a process does.
+                scope.spawn(move || {
+                    let log = LogFile::open(directory, 200).expect("opened");
+                    for number in 0..25 {
+                        log.append(format!("{writer} {number}").into()).expect("appended");
+                    }
+                });
+            }
+        });
+        let path = lab.path().join(FILE);
+        let mut all = lines(&path);
+        all.extend((1..=ROTATED).flat_map(|number| lines(&rotated(&path, number))));
+        let expected: BTreeSet<_> =
+            (0..4).flat_map(|writer| (0..25).map(move |number| format!("{writer} {number}"))).collect();
+        assert_eq!(all.len(), 100);
+        assert_eq!(all.into_iter().collect::<BTreeSet<_>>(), expected);
+        assert!(rotated(&path, 1).exists(), "it was rotated meanwhile");
+    }
+
+    #[test]
+    fn what_is_not_ones_own_is_refused() {
+        let refusal = |make: &dyn Fn(&Path)| {
+            let lab = tempfile::tempdir().expect("a directory");
+            make(&lab.path().join(FILE));
+            LogFile::open(lab.path(), 100).map(drop).expect_err("refused").to_string()
+        };
+        let link = |path: &Path| std::os::unix::fs::symlink("/dev/null", path).expect("linked");
+        assert!(refusal(&link).contains("symbolic link"));
+        assert!(refusal(&|path| fs::create_dir(path).expect("made")).contains("directory"));
+        let readable = |path: &Path| {
+            fs::write(path, "").expect("made");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("chmod");
+        };
+        assert!(refusal(&readable).contains("0600"));
+        let fifo = |path: &Path| {
+            let status = std::process::Command::new("mkfifo").args(["-m", "600"]).arg(path).status();
+            assert!(status.is_ok_and(|status| status.success()));
+        };
+        assert!(refusal(&fifo).contains("no regular file"));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_takes_no_part_of_a_line() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let log = LogFile::open(lab.path(), 1 << 20).expect("opened");
+        log.append("one".into()).expect("appended");
+        // A descriptor that cannot be written stands in for the disk.
+        let unwritable = File::open(&log.path).expect("opened");
+        assert!(write(&unwritable, 4, b"two\n".to_vec()).is_err());
+        assert_eq!(lines(&log.path), ["one"]);
+    }
+}

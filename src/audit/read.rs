@@ -182,3 +182,68 @@ fn open_if_there(path: &Path) -> io::Result<Option<File>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::file::LogFile;
+    use super::*;
+
+    fn log(directory: &Path) -> LogFile {
+        LogFile::open(directory, 30).expect("opened")
+    }
+
+    fn rest(reader: &mut Reader) -> Vec<String> {
+        std::iter::from_fn(|| reader.next_line().expect("readable")).map(|line| line.text).collect()
+    }
+
+    fn note(number: u32) -> String {
+        format!("{{\"number\":{number}}}")
+    }
+
+    #[test]
+    fn lines_come_in_order_over_all_files_and_as_they_are_appended() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let mut reader = Reader::open(lab.path()).expect("no log is an empty one");
+        assert!(rest(&mut reader).is_empty());
+        let log = log(lab.path());
+        let mut next = 0;
+        let mut append = |count: u32| {
+            (next..next + count).for_each(|number| log.append(note(number).into()).expect("appended"));
+            next += count;
+            (next - count..next).map(note).collect::<Vec<_>>()
+        };
+        // Two lines fit into a file: within one, over one rotation, over several.
+        for count in [1, 1, 2, 5, 1] {
+            assert_eq!(append(count), rest(&mut reader));
+        }
+        assert_eq!(
+            rest(&mut Reader::open(lab.path()).expect("opened")),
+            (0..10).map(note).collect::<Vec<_>>()
+        );
+        append(30);
+        let late = rest(&mut reader);
+        assert_eq!(late.last(), Some(&note(39)), "the reader goes on where there is something left");
+    }
+
+    #[test]
+    fn damage_is_told_with_its_place() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let path = lab.path().join(FILE);
+        log(lab.path()).append(note(1).into()).expect("appended");
+        let mut text = fs::read(&path).expect("read");
+        text.extend(b"\xff\n\n3\n{\"cut");
+        fs::write(&path, text).expect("written");
+        let mut reader = Reader::open(lab.path()).expect("opened");
+        let mut next =
+            || reader.next_line().expect("readable").map(|line| (line.number, line.record.is_some()));
+        assert_eq!(
+            [next(), next(), next(), next()],
+            [Some((1, true)), Some((2, false)), Some((4, false)), None]
+        );
+        let line = reader.unfinished().expect("a line");
+        assert_eq!((line.number, line.text.as_str(), line.record.is_none()), (5, "{\"cut", true));
+        assert_eq!(line.file, path);
+    }
+}

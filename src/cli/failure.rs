@@ -49,6 +49,9 @@ pub enum Failure {
     /// Some leftovers could not be cleared away.
     #[error("{0} of the leftovers could not be cleared away")]
     Leftovers(usize),
+    /// Some lines of the audit log could not be read.
+    #[error("lines of the audit log that are damaged: {0}; the others were shown")]
+    Damaged(usize),
 }
 
 impl Failure {
@@ -59,7 +62,7 @@ impl Failure {
             Self::Engine(error) => engine_code(error),
             Self::Kms(error) => kms_code(error.class),
             Self::File { .. } | Self::Audit(_) => 7,
-            Self::Process { .. } | Self::Leftovers(_) => 1,
+            Self::Process { .. } | Self::Leftovers(_) | Self::Damaged(_) => 1,
         }
     }
 }
