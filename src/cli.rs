@@ -1,5 +1,6 @@
 //! Commands and flags; how a failure becomes an exit code.
 
+mod audit;
 mod config;
 mod envelopes;
 mod failure;
@@ -38,6 +39,7 @@ pub struct Cli {
     config: Option<OsString>,
 
     /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
+    /// Directory for journals, the audit log and the embedded KMS [default: /var/lib/sealblk for root, else
     /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
     #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -69,6 +71,8 @@ enum Command {
     Inspect(envelopes::InspectArgs),
     /// Retire the grants of volumes whose process died, and remove what they left
     Gc(gc::GcArgs),
+    /// Show the audit log: KMS calls, and what happened to volumes
+    Audit(audit::AuditArgs),
     /// Use and serve the embedded KMS
     Kms(kms::KmsArgs),
     /// Print the settings in force, and where each comes from
@@ -124,6 +128,7 @@ fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> 
         Command::Retire(args) => envelopes::retire(*args, &config, &state()?, json),
         Command::Inspect(args) => envelopes::inspect(&args, &state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
+        Command::Audit(args) => audit::audit(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
         Command::Config(args) => config::config(*args, &config, matches, &state()?, json),
         Command::Completions(args) => manual::completions(&args),

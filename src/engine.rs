@@ -20,6 +20,7 @@ pub use running::{Running, Status};
 pub use start::start;
 pub use sweep::{Deed, SweepError, Swept, sweep};
 
+use crate::audit::AuditLog;
 use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout};
 use crate::kms::{GrantToken, KmsError, Provider};
 use crate::nbd::server::{Address, ListenError};
@@ -48,6 +49,8 @@ pub struct Specification {
     pub control: Option<PathBuf>,
     /// Directory of journals.
     pub state: PathBuf,
+    /// Where KMS calls and the volume's events are written down.
+    pub audit: AuditLog,
     /// The program that unwraps the key in a process of its own ([`crate::kms::isolate`]).
     pub helper: PathBuf,
 }

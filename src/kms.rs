@@ -12,6 +12,7 @@ mod error;
 pub mod isolate;
 pub mod local;
 mod types;
+mod witness;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ pub use types::{
     Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyState, Lease, LeaseSpec,
     Parties, Preflight, Principal, Released, WrappedKey,
 };
+#[cfg(test)]
+pub(crate) use witness::Nobody;
+pub use witness::{CallRecord, Place, Resource, Witness, whole_seconds};
 
 use crate::secret::DataKey;
 
@@ -162,22 +166,23 @@ impl Provider {
         }
     }
 
-    /// Opens the service under `role`'s identity. Makes the embedded KMS's directory if it is missing;
-    /// calls no network.
+    /// Opens the service under `role`'s identity; `witness` is told of each call. Makes the embedded KMS's directory
+    /// if it is missing; calls no network.
     ///
     /// # Errors
     /// [`ErrorClass::Config`] for settings that cannot work, [`ErrorClass::Storage`] for a state directory that
     /// cannot be used.
-    pub async fn open(&self, role: Role) -> Result<Arc<dyn KeyService>, KmsError> {
+    pub async fn open(&self, role: Role, witness: Arc<dyn Witness>) -> Result<Arc<dyn KeyService>, KmsError> {
         Ok(match self {
             Self::Local { directory } => {
                 let directory = directory.clone();
                 // It waits for the directory's lock.
                 let opened =
-                    tokio::task::spawn_blocking(move || local::LocalKms::open(&directory, role)).await;
+                    tokio::task::spawn_blocking(move || local::LocalKms::open(&directory, role, witness))
+                        .await;
                 Arc::new(opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
             }
-            Self::Aws(settings) => Arc::new(aws::AwsKms::open(settings, role).await?),
+            Self::Aws(settings) => Arc::new(aws::AwsKms::open(settings, role, witness).await?),
         })
     }
 }
@@ -190,4 +195,14 @@ pub enum Role {
     Provisioner,
     /// Unwraps through its grant and has no other right.
     Host,
+}
+
+impl Role {
+    /// The role's name, as records have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Provisioner => "provisioner",
+            Self::Host => "host",
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::options::{KmsOptions, Switch, layout};
 use super::output::{self, Event};
 use super::run::{self, describe_rewrap};
 use super::{Failure, options};
+use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::control::{Client, RewrapRequest};
 use crate::engine::journal;
@@ -145,6 +146,7 @@ pub(super) fn provision(
             TokenArg::Envelope => TokenPlace::Envelope,
             TokenArg::None => TokenPlace::Nowhere,
         },
+        audit: AuditLog::open(&state)?,
         state,
     };
     let made = run::runtime()?.block_on(make(order))?;
@@ -171,7 +173,7 @@ pub(super) fn retire(
     let held = open_envelope(&args.envelope, args.grant_token.as_deref())?;
     let provider = args.kms.provider_of(&held.document, state)?;
     let volume = held.document.volume.clone();
-    let ends = run::runtime()?.block_on(end(held, &provider, args.erase))?;
+    let ends = run::runtime()?.block_on(end(held, &provider, args.erase, &AuditLog::open(state)?))?;
     let mut failed = None;
     for (grant, ended) in ends {
         let how = match &ended {
@@ -282,10 +284,12 @@ fn rewrap_stored(args: &RewrapArgs, path: &Path, state: &Path) -> Result<Value, 
         preflight: args.kms.preflight != Some(Switch::Off),
     };
     let target = Target { provider, request, keep_others: args.keep, with_token };
-    let by = Unwrapper { helper: options::helper(), provider: source };
+    let audit = AuditLog::open(state)?;
+    let witness = audit.for_volume(held.document.volume.as_str());
+    let by = Unwrapper { helper: options::helper(), provider: source, witness };
     // The data key passes through this process's locked memory, for comparison.
     run::harden()?;
-    let rewrapped = run::runtime()?.block_on(shift(held, by, target, state))?;
+    let rewrapped = run::runtime()?.block_on(shift(held, by, target, state, &audit))?;
     Ok(describe_rewrap(&rewrapped))
 }
 

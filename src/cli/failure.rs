@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::audit::AuditError;
 use crate::config::{ConfigError, FileError};
 use crate::control::ControlError;
 use crate::engine::EngineError;
@@ -33,6 +34,9 @@ pub enum Failure {
     /// A KMS call.
     #[error(transparent)]
     Kms(#[from] KmsError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A file that the command was to read or write.
     #[error("{action} {what}: {source}")]
     File {
@@ -54,6 +58,9 @@ pub enum Failure {
     /// Some leftovers could not be cleared away.
     #[error("{0} of the leftovers could not be cleared away")]
     Leftovers(usize),
+    /// Some lines of the audit log could not be read.
+    #[error("lines of the audit log that are damaged: {0}; the others were shown")]
+    Damaged(usize),
 }
 
 impl Failure {
@@ -65,8 +72,8 @@ impl Failure {
             Self::Engine(error) => engine_code(error),
             Self::Control(error) => control_code(error),
             Self::Kms(error) => kms_code(error.class),
-            Self::File { .. } => 7,
-            Self::Process { .. } | Self::Leftovers(_) => 1,
+            Self::File { .. } | Self::Audit(_) => 7,
+            Self::Process { .. } | Self::Leftovers(_) | Self::Damaged(_) => 1,
         }
     }
 }

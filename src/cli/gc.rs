@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Failure, output, run};
+use crate::audit::AuditLog;
 use crate::engine::{Deed, Swept, sweep};
 use crate::kms::Released;
 
@@ -19,7 +20,7 @@ pub(super) struct GcArgs {
 }
 
 pub(super) fn gc(args: &GcArgs, state: &Path, json: bool) -> Result<ExitCode, Failure> {
-    let swept = run::runtime()?.block_on(sweep(state, args.dry_run));
+    let swept = run::runtime()?.block_on(sweep(state, &AuditLog::open(state)?, args.dry_run));
     for entry in &swept {
         let volume =
             entry.volume.as_ref().map_or_else(|| entry.path.display().to_string(), ToString::to_string);

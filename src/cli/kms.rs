@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use super::output::{self, Event};
 use super::{Failure, options, run};
+use crate::audit::AuditLog;
 use crate::kms::KeyRef;
 use crate::kms::local::{Admin, KeyListing, PrincipalName, ServeOptions, serve};
 use crate::nbd::server::ListenError;
@@ -107,11 +108,7 @@ pub(super) fn kms(
     state: impl FnOnce() -> Result<PathBuf, Failure>,
     json: bool,
 ) -> Result<ExitCode, Failure> {
-    let directory = match args.dir {
-        Some(directory) => directory,
-        None => options::local_kms(&state()?),
-    };
-    let admin = Admin::open(&directory)?;
+    let admin = open(args.dir, state, args.command.calls())?;
     match args.command {
         KmsCommand::Create { alias, description } => {
             show(&[admin.create(&description, alias.as_deref())?], json);
@@ -134,6 +131,31 @@ pub(super) fn kms(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl KmsCommand {
+    /// True for those that make calls, which go into the audit log.
+    fn calls(&self) -> bool {
+        !matches!(self, Self::Events | Self::Credentials { .. } | Self::Serve { .. })
+    }
+}
+
+fn open(
+    directory: Option<PathBuf>,
+    state: impl FnOnce() -> Result<PathBuf, Failure>,
+    calls: bool,
+) -> Result<Admin, Failure> {
+    if let (Some(directory), false) = (&directory, calls) {
+        return Ok(Admin::open(directory)?);
+    }
+    let state = state()?;
+    let directory = directory.unwrap_or_else(|| options::local_kms(&state));
+    if !calls {
+        return Ok(Admin::open(&directory)?);
+    }
+    // First, since no call may be made that it cannot show.
+    let audit = AuditLog::open(&state)?;
+    Ok(Admin::open(&directory)?.witnessed_by(audit.for_nobody()))
 }
 
 impl KeyArg {

@@ -19,6 +19,7 @@ use super::output::{self, Event};
 use super::record_file::RecordFile;
 use super::signals::Signals;
 use super::{Failure, options};
+use crate::audit::AuditLog;
 use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
 use crate::control;
 use crate::engine::{self, Envelope, NewKey, Record, Running, Source, Specification, sweep};
@@ -234,6 +235,7 @@ impl RunArgs {
             export: self.export.clone(),
             control: self.control()?,
             backing,
+            audit: AuditLog::open(&state)?,
             state,
             helper: options::helper(),
         })
@@ -263,7 +265,7 @@ pub(super) fn run(
 /// The hidden command behind [`isolate::unwrap`].
 pub(super) fn unwrap() -> Result<ExitCode, Failure> {
     runtime()?
-        .block_on(isolate::serve_stdio())
+        .block_on(isolate::serve_stdio(|place| AuditLog::at(place).map_err(|error| error.to_string())))
         .map_err(|source| Failure::Process { action: "answer the parent process", source })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -297,7 +299,7 @@ impl Volume<'_> {
     async fn run(self, record: Option<RecordFile>, hardening: &Hardening) -> Result<ExitCode, Failure> {
         let Self { args, json, source, specification, watching } = self;
         let mut signals = handle_signals()?;
-        let state = specification.state.clone();
+        let (state, audit) = (specification.state.clone(), specification.audit.clone());
         let control = specification.control.as_deref().map(control::bind).transpose()?;
         let mut running = tokio::select! {
             started = engine::start(source, specification) => started?,
@@ -305,7 +307,7 @@ impl Volume<'_> {
                 // What the interrupted start had made is in its journal, as after a crash. A second signal leaves it
                 // there.
                 tokio::select! {
-                    _ = sweep(&state, false) => {}
+                    _ = sweep(&state, &audit, false) => {}
                     _ = signals.next() => {}
                 }
                 return Ok(signal.exit_code());

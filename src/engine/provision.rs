@@ -6,6 +6,7 @@ use super::EngineError;
 use super::journal::{Entry, EnvelopeNote, Note};
 use super::start::clear_away;
 use super::sweep::abandon;
+use crate::audit::AuditLog;
 use crate::envelope::{
     self, Document, EnvelopeError, EnvelopeFile, Held, KeyRequest, Layout, Life, Rewrapped, Superseded,
     Target, Unwrapper, VolumeId, bind, file,
@@ -28,6 +29,8 @@ pub struct Order {
     pub token: TokenPlace,
     /// Directory of journals.
     pub state: PathBuf,
+    /// Where KMS calls and the volume's events are written down.
+    pub audit: AuditLog,
 }
 
 /// How a grant token travels.
@@ -58,7 +61,7 @@ pub struct Provisioned {
 /// # Errors
 /// An [`EngineError`]; nothing is left then, or what is left is in the journal.
 pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
-    clear_away(&order.state).await;
+    clear_away(&order.state, &order.audit).await;
     let volume = VolumeId::random();
     let context = bind(&order.request.context, &volume, order.layout)?;
     for path in [order.envelope.clone(), file::token_path(&order.envelope)] {
@@ -66,7 +69,7 @@ pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
             return Err(EnvelopeError::Exists(path).into());
         }
     }
-    let kms = order.provider.open(Role::Provisioner).await?;
+    let kms = order.provider.open(Role::Provisioner, order.audit.for_volume(volume.as_str())).await?;
     let prepared = envelope::prepare(&*kms, &order.request, volume.to_string(), context).await?;
     let mut journal = Entry::create(&order.state, note(&volume, &order.envelope))?;
     let mut document = Document::new(volume.clone(), order.life, order.layout, order.request.context.clone());
@@ -84,7 +87,7 @@ pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
             Ok(Provisioned { volume, key: prepared.key, grant_id, grantee: prepared.lease.grantee })
         }
         Err(error) => {
-            abandon(journal).await;
+            abandon(journal, &order.audit).await;
             Err(error)
         }
     }
@@ -113,8 +116,9 @@ pub async fn rewrap(
     by: Unwrapper,
     target: Target,
     state: &Path,
+    audit: &AuditLog,
 ) -> Result<Rewrapped, EngineError> {
-    clear_away(state).await;
+    clear_away(state, audit).await;
     let path = held.file.as_ref().map(|file| file.path().to_path_buf()).unwrap_or_default();
     let mut journal = Entry::create(state, note(&held.document.volume, &path))?;
     match envelope::rewrap(&mut held, &by, &target, &mut journal).await {
@@ -126,7 +130,7 @@ pub async fn rewrap(
             Ok(rewrapped)
         }
         Err(error) => {
-            abandon(journal).await;
+            abandon(journal, audit).await;
             Err(error.into())
         }
     }
@@ -141,8 +145,10 @@ pub async fn retire(
     mut held: Held,
     provider: &Provider,
     erase: bool,
+    audit: &AuditLog,
 ) -> Result<Vec<(Superseded, Result<Released, KmsError>)>, EngineError> {
-    let kms = provider.open(Role::Provisioner).await?;
+    let witness = audit.for_volume(held.document.volume.as_str());
+    let kms = provider.open(Role::Provisioner, witness).await?;
     let superseded = std::mem::take(&mut held.document.since_seal.superseded);
     let all = held.document.grants().chain(superseded).filter(|grant| grant.provider == provider.kind());
     let mut ends = Vec::new();

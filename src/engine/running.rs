@@ -13,7 +13,7 @@ use super::start::PrivateDirectory;
 use super::{EngineError, Step};
 use crate::block::BlockDevice;
 use crate::envelope::{self, Held, Layout, Life, Rewrapped, Target, Unwrapper, VolumeId};
-use crate::kms::{EncryptionContext, KeyArn, KeyHealth, Provider};
+use crate::kms::{EncryptionContext, KeyArn, KeyHealth, KeyService, KmsError, Provider};
 use crate::nbd::server::{Served, Signal};
 use crate::store::Leftover;
 use crate::volume::EncryptedVolume;
@@ -113,6 +113,14 @@ impl Running {
     pub fn moved_to(&mut self, provider: Provider) {
         self.by.provider = provider;
         self.happened("rewrapped");
+    }
+
+    /// The KMS under the provisioner's identity.
+    ///
+    /// # Errors
+    /// As [`Provider::open`].
+    pub async fn provisioner(&self) -> Result<Arc<dyn KeyService>, KmsError> {
+        self.by.provisioner().await
     }
 
     /// The KMS that unwraps.

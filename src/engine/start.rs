@@ -13,6 +13,7 @@ use super::journal::{Entry, EnvelopeNote, Note};
 use super::running::{Keep, Running};
 use super::sweep::{abandon, sweep};
 use super::{EngineError, Envelope, Source, Specification, Step};
+use crate::audit::AuditLog;
 use crate::envelope::{
     self, Document, EnvelopeError, EnvelopeFile, Held, Layout, Life, Prepared, Unlocked, Unwrapper, VolumeId,
     bind,
@@ -34,7 +35,7 @@ const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 /// the next start or `sealblk gc`.
 pub async fn start(source: Source, specification: Specification) -> Result<Running, EngineError> {
     let mut steps = vec![Step::now("started")];
-    clear_away(&specification.state).await;
+    clear_away(&specification.state, &specification.audit).await;
     let mut listeners = listen(&specification).await?;
     steps.push(Step::now("listening"));
     let owns_grants = matches!(&source, Source::New(new) if new.envelope.is_none());
@@ -49,12 +50,16 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
         .with_backing(&leftover);
     let note = Note { envelope: plan.note(), control: specification.control.clone(), ..note };
     let mut journal = Entry::create(&specification.state, note)?;
-    let by = Unwrapper { helper: specification.helper.clone(), provider: specification.provider.clone() };
+    let by = Unwrapper {
+        helper: specification.helper.clone(),
+        provider: specification.provider.clone(),
+        witness: specification.audit.for_volume(plan.document.volume.as_str()),
+    };
     let unlocked = match plan.unlock(&by, &mut journal, &mut steps).await {
         Ok(unlocked) => unlocked,
         Err(error) => {
             drop((listeners, private, store, leftover));
-            abandon(journal).await;
+            abandon(journal, &specification.audit).await;
             return Err(error);
         }
     };
@@ -95,8 +100,8 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
 }
 
 /// Clears away what dead volumes left, if that does not take too long.
-pub(super) async fn clear_away(state: &Path) {
-    if tokio::time::timeout(SWEEP_DEADLINE, sweep(state, false)).await.is_err() {
+pub(super) async fn clear_away(state: &Path, audit: &AuditLog) {
+    if tokio::time::timeout(SWEEP_DEADLINE, sweep(state, audit, false)).await.is_err() {
         tracing::warn!("dead volumes' grants could not be retired in time; the next start tries again");
     }
 }
@@ -126,7 +131,8 @@ impl Plan {
                 let life = if new.envelope.is_some() { Life::Durable } else { Life::Ephemeral };
                 let id = VolumeId::random();
                 let whole = bind(&new.request.context, &id, new.layout)?;
-                let kms = specification.provider.open(Role::Provisioner).await?;
+                let witness = specification.audit.for_volume(id.as_str());
+                let kms = specification.provider.open(Role::Provisioner, witness).await?;
                 let prepared = envelope::prepare(&*kms, &new.request, id.to_string(), whole).await?;
                 if let Some(path) = new.envelope.as_ref().filter(|path| path.exists()) {
                     return Err(EnvelopeError::Exists(path.clone()).into());

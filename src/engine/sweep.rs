@@ -4,12 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::journal::{self, Entry, EnvelopeNote, GrantNote, Note};
+use crate::audit::AuditLog;
 use crate::envelope::{self, Document, VolumeId, file as envelope_file};
 use crate::files;
-use crate::kms::{KmsError, Released, Role};
+use crate::kms::{KmsError, Released, Role, Witness};
 
 /// How long a grant may take to appear, with room to spare: AWS says five minutes.
 const GRANT_APPEARS: Duration = Duration::from_secs(600);
@@ -61,7 +63,7 @@ pub enum SweepError {
 /// Clears away what dead processes left: grants, sockets, named backings, half-made envelopes. What cannot be
 /// cleared stays in the journal and is reported; a volume that lives is not touched. With `dry_run` nothing is
 /// done, and the deeds are what would be.
-pub async fn sweep(state: &Path, dry_run: bool) -> Vec<Swept> {
+pub async fn sweep(state: &Path, audit: &AuditLog, dry_run: bool) -> Vec<Swept> {
     let mut all = Vec::new();
     let directory = journal::directory(state);
     match journal::require_own(&directory) {
@@ -80,7 +82,7 @@ pub async fn sweep(state: &Path, dry_run: bool) -> Vec<Swept> {
         }
         let Ok(Some(file)) = files::lock_if_free(&path) else { continue };
         let mut swept = Swept { path, volume: None, deeds: Vec::new(), outcome: Ok(()) };
-        swept.outcome = clear(&mut swept, file, dry_run).await;
+        swept.outcome = clear(&mut swept, file, audit, dry_run).await;
         let path = swept.path.display();
         match &swept.outcome {
             Ok(()) => tracing::info!(%path, dry_run, "cleared a dead process's leftovers away"),
@@ -92,11 +94,11 @@ pub async fn sweep(state: &Path, dry_run: bool) -> Vec<Swept> {
 }
 
 /// Undoes what a process has made that lives and gives up, as if it had died.
-pub(super) async fn abandon(journal: Entry) {
+pub(super) async fn abandon(journal: Entry, audit: &AuditLog) {
     let path = journal.path().to_path_buf();
     let mut swept = Swept { path, volume: None, deeds: Vec::new(), outcome: Ok(()) };
     let cleared = match File::open(&swept.path) {
-        Ok(file) => clear(&mut swept, file, false).await,
+        Ok(file) => clear(&mut swept, file, audit, false).await,
         Err(error) => Err(error.into()),
     };
     if let Err(error) = cleared {
@@ -118,7 +120,12 @@ fn remove_unfinished(path: &Path) {
     }
 }
 
-async fn clear(swept: &mut Swept, mut journal: File, dry_run: bool) -> Result<(), SweepError> {
+async fn clear(
+    swept: &mut Swept,
+    mut journal: File,
+    audit: &AuditLog,
+    dry_run: bool,
+) -> Result<(), SweepError> {
     let mut text = String::new();
     journal.read_to_string(&mut text)?;
     let note: Note = serde_json::from_str(&text).map_err(io::Error::from)?;
@@ -129,8 +136,9 @@ async fn clear(swept: &mut Swept, mut journal: File, dry_run: bool) -> Result<()
         files.into_iter().map(|path| remove(path, dry_run, &mut swept.deeds)).fold(Ok(()), io::Result::and);
     let leftovers: Vec<_> = note.grants.iter().filter(|grant| !names(kept.as_ref(), grant)).collect();
     let age = journal.metadata()?.modified()?.elapsed().unwrap_or_default();
+    let witness = audit.for_volume(note.volume.as_str());
     for grant in leftovers {
-        end(grant, age, dry_run, &mut swept.deeds).await?;
+        end(grant, age, dry_run, &witness, &mut swept.deeds).await?;
     }
     removed?;
     if !dry_run {
@@ -187,13 +195,16 @@ async fn end(
     grant: &GrantNote,
     age: Duration,
     dry_run: bool,
+    witness: &Arc<dyn Witness>,
     deeds: &mut Vec<Deed>,
 ) -> Result<(), SweepError> {
     let Some(reference) = grant.reference() else { return Ok(()) };
     let name = grant.id.clone().or_else(|| grant.name.clone()).unwrap_or_default();
     let ended = match dry_run {
         true => None,
-        false => Some(grant.provider.open(Role::Provisioner).await?.release(&reference).await?),
+        false => {
+            Some(grant.provider.open(Role::Provisioner, witness.clone()).await?.release(&reference).await?)
+        }
     };
     deeds.push(Deed::Grant { grant: name, ended });
     if !dry_run && !is_settled(grant, ended, age) {

@@ -7,7 +7,7 @@ use super::record::{BackingEnd, GrantEnding};
 use super::running::Keep;
 use super::{Ended, GrantEnd, Record, Running, Step};
 use crate::envelope::{self, Held};
-use crate::kms::{GrantRef, KmsError, Role};
+use crate::kms::{GrantRef, KmsError, Role, Witness};
 use crate::nbd::server::Signal;
 use crate::store::{Disposal, Leftover};
 
@@ -33,8 +33,11 @@ impl Running {
         let mut keep = self.keep.lock_owned().await;
         let Keep { held, journal } = &mut *keep;
         held.seal = None;
-        let grant =
-            if self.owns_grants { end_grants(held, journal).await } else { Ended::Ended(GrantEnding::Kept) };
+        let grant = if self.owns_grants {
+            end_grants(held, journal, &self.by.witness).await
+        } else {
+            Ended::Ended(GrantEnding::Kept)
+        };
         self.steps.push(Step::now("grant-released"));
         let backing = dispose(self.leftover).await;
         if matches!((&grant, &backing), (Ended::Ended(_), Ended::Ended(_))) {
@@ -65,13 +68,13 @@ impl Running {
 }
 
 /// Ends every grant that this run has made. Tells how the first slot's ended, or what failed.
-async fn end_grants(held: &Held, journal: &Entry) -> Ended<GrantEnding> {
+async fn end_grants(held: &Held, journal: &Entry, witness: &Arc<dyn Witness>) -> Ended<GrantEnding> {
     let main =
         held.document.slots.first().and_then(|slot| slot.grant.as_ref()).map(|grant| grant.id.as_str());
     let mut ended = Ended::Ended(GrantEnding::Kept);
     for note in &journal.note().grants {
         let is_main = note.id.as_deref() == main;
-        match release(note, held, is_main).await {
+        match release(note, held, is_main, witness.clone()).await {
             Ok(ending) if is_main && !matches!(ended, Ended::Failed(_)) => ended = Ended::Ended(ending),
             Ok(_) => {}
             Err(error) => {
@@ -83,8 +86,13 @@ async fn end_grants(held: &Held, journal: &Entry) -> Ended<GrantEnding> {
     ended
 }
 
-async fn release(note: &GrantNote, held: &Held, is_main: bool) -> Result<GrantEnding, KmsError> {
-    let kms = note.provider.open(Role::Provisioner).await?;
+async fn release(
+    note: &GrantNote,
+    held: &Held,
+    is_main: bool,
+    witness: Arc<dyn Witness>,
+) -> Result<GrantEnding, KmsError> {
+    let kms = note.provider.open(Role::Provisioner, witness).await?;
     let by_token = match (&held.token, &note.id) {
         // The token ends the grant even before it has reached every host of the service.
         (Some(token), Some(grant_id)) if is_main => Some(GrantRef::Token { key: &note.key, grant_id, token }),

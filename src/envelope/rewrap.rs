@@ -12,8 +12,7 @@ use super::provision::{KeyRequest, Ledger, Prepared, lease, prepare};
 use super::seal::SealKey;
 use super::unlock::{Unwrapper, take_in_pending};
 use crate::kms::{
-    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, Role, WrappedKey,
-    isolate,
+    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey, isolate,
 };
 
 /// An envelope in use.
@@ -74,7 +73,7 @@ pub async fn rewrap(
     target: &Target,
     ledger: &mut dyn Ledger,
 ) -> Result<Rewrapped, EnvelopeError> {
-    let kms = target.provider.open(Role::Provisioner).await?;
+    let kms = source.at(&target.provider).provisioner().await?;
     let (name, context) = (held.document.next_grant_name(), held.document.whole_context());
     let prepared = prepare(&*kms, &target.request, name, context).await?;
     let wrapped = wrap_anew(held, source, target, &prepared.key).await?;
@@ -89,7 +88,7 @@ pub async fn rewrap(
     held.save()?;
     match admit(held, source, target, &*kms, &prepared, ledger).await {
         Ok((grant_id, verified)) => {
-            let left = end_superseded(held, &source.provider).await?;
+            let left = end_superseded(held, source).await?;
             Ok(Rewrapped { key, material, grant_id, verified, left })
         }
         Err(error) => {
@@ -113,7 +112,7 @@ async fn wrap_anew(
         slot.ok_or_else(|| EnvelopeError::NoSlot { volume: document.volume.clone(), provider: kind })?;
     let context = document.whole_context();
     if source.provider.is_same_service(&target.provider) && slot.key.region() == to.region() {
-        let kms = source.provider.open(Role::Provisioner).await?;
+        let kms = source.provisioner().await?;
         return Ok(kms.rewrap(&slot.wrapped(), &context, to, &context).await?);
     }
     let _ = isolate::HIDDEN_COMMAND;
@@ -148,7 +147,7 @@ async fn admit(
         file::write_token(&file::token_path(file.path()), &token)?;
     }
     held.save()?;
-    let by = Unwrapper { helper: source.helper.clone(), provider: target.provider.clone() };
+    let by = source.at(&target.provider);
     let verified = verify(held, &by, &token).await?;
     if verified {
         take_in_pending(&mut held.document);
@@ -191,16 +190,16 @@ async fn verify(held: &mut Held, by: &Unwrapper, token: &GrantToken) -> Result<b
 /// Ends the grants of dropped slots. What the provider at hand cannot end stays in the document.
 async fn end_superseded(
     held: &mut Held,
-    provider: &Provider,
+    source: &Unwrapper,
 ) -> Result<Vec<(Superseded, KmsError)>, EnvelopeError> {
     let mut left = Vec::new();
     let superseded = std::mem::take(&mut held.document.since_seal.superseded);
     if superseded.is_empty() {
         return Ok(left);
     }
-    let kms = provider.open(Role::Provisioner).await?;
+    let kms = source.provisioner().await?;
     for old in superseded {
-        if old.provider != provider.kind() {
+        if old.provider != source.provider.kind() {
             held.document.since_seal.superseded.push(old);
             continue;
         }

@@ -1,11 +1,12 @@
 //! From an envelope to its data key.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::EnvelopeError;
 use super::document::{Document, Grant, Pending, Slot};
 use super::seal::SealKey;
-use crate::kms::{ErrorClass, GrantToken, KmsError, Provider, isolate};
+use crate::kms::{ErrorClass, GrantToken, KeyService, KmsError, Provider, Role, Witness, isolate};
 use crate::secret::DataKey;
 
 /// Who unwraps: a KMS, reached from a process of its own.
@@ -15,9 +16,25 @@ pub struct Unwrapper {
     pub helper: PathBuf,
     /// The KMS.
     pub provider: Provider,
+    /// Is told of each call.
+    pub witness: Arc<dyn Witness>,
 }
 
 impl Unwrapper {
+    /// The KMS under the provisioner's identity.
+    ///
+    /// # Errors
+    /// As [`Provider::open`].
+    pub async fn provisioner(&self) -> Result<Arc<dyn KeyService>, KmsError> {
+        self.provider.open(Role::Provisioner, self.witness.clone()).await
+    }
+
+    /// The same at another KMS.
+    #[must_use]
+    pub fn at(&self, provider: &Provider) -> Self {
+        Self { provider: provider.clone(), ..self.clone() }
+    }
+
     /// Unwraps a slot's key; its grant's token, if it travels in the document, comes before `token`.
     ///
     /// # Errors
@@ -31,8 +48,11 @@ impl Unwrapper {
         let own = slot.grant.as_ref().and_then(Grant::token);
         let (context, wrapped) = (document.whole_context(), slot.wrapped());
         let patience = self.provider.patience();
-        isolate::unwrap(&self.helper, &self.provider, &wrapped, &context, own.as_ref().or(token), patience)
-            .await
+        {
+            let token = own.as_ref().or(token);
+            isolate::unwrap(&self.helper, &self.provider, &wrapped, &context, token, patience, &*self.witness)
+                .await
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 
+use sealblk::audit::AuditLog;
 use sealblk::envelope::{Layout, file};
 use sealblk::geometry::{SectorSize, VolumeSize};
 use sealblk::kms::{Provider, Role};
@@ -42,7 +43,7 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let document = file::read(&path).unwrap();
     let token = file::read_token(&file::token_path(&path)).unwrap();
     let provider = Provider::Local { directory: lab.state().join("kms") };
-    let host = provider.open(Role::Host).await.unwrap();
+    let host = provider.open(Role::Host, AuditLog::open(&lab.state()).unwrap().for_nobody()).await.unwrap();
     host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), token.as_ref()).await.unwrap()
 }
 

@@ -21,7 +21,7 @@ use crate::control::{Bound, Command, Order, Refusal, RefusalKind, RewrapRequest}
 use crate::engine::{EngineError, Running};
 use crate::envelope::watch::{KeyStatus, Observed, Watch};
 use crate::envelope::{KeyRequest, Rewrapped, Target};
-use crate::kms::{KmsError, Provider, Role};
+use crate::kms::{KmsError, Provider};
 
 /// Exit code of a volume that was detached because of its key.
 const KEY_UNUSABLE: u8 = 4;
@@ -189,7 +189,7 @@ impl<'a> Attendance<'a> {
             Ok(rewrapped) => {
                 self.running.moved_to(provider);
                 if let Some(watch) = &self.watch
-                    && let Ok(kms) = self.running.provider().open(Role::Provisioner).await
+                    && let Ok(kms) = self.running.provisioner().await
                 {
                     watch.retarget(kms, rewrapped.key.clone(), None);
                 }
@@ -251,7 +251,7 @@ impl Control {
 
 /// Watches the volume's key, if the KMS can be opened for that.
 async fn watch(running: &Running, interval: Duration) -> Option<Watch> {
-    let opened = running.provider().open(Role::Provisioner).await;
+    let opened = running.provisioner().await;
     let kms = opened.inspect_err(|error| tracing::warn!(%error, "the KMS key is not watched")).ok()?;
     Some(Watch::spawn(kms, running.key().await, interval, running.health.as_ref()))
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::kms::local::{Admin, LocalKms};
 use crate::kms::{
     Caps, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyRef, KeyState, KmsError, Lease, LeaseSpec,
-    Parties, Preflight, Released, Role, WrappedKey,
+    Nobody, Parties, Preflight, Released, Role, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -353,7 +353,7 @@ async fn the_embedded_kms_is_watched() {
     let admin = Admin::open(directory.path()).unwrap();
     let arn = admin.create("", None).unwrap().arn;
     let key = KeyRef::from(&arn);
-    let kms = Arc::new(LocalKms::open(directory.path(), Role::Provisioner).unwrap());
+    let kms = Arc::new(LocalKms::open(directory.path(), Role::Provisioner, Arc::new(Nobody)).unwrap());
     let first = kms.health(&key).await.unwrap();
     let watch = Watch::spawn(kms, arn, HOUR, Some(&first));
     let state = |status: KeyStatus| status.current.state;

@@ -11,6 +11,7 @@ use aws_sdk_kms::config::SharedCredentialsProvider;
 use aws_sdk_kms::config::retry::{RetryPartition, TokenBucket};
 
 use super::super::{ErrorClass, KmsError, Role};
+use super::record::Recorder;
 use super::retry::KmsRetry;
 use super::{Settings, endpoint};
 
@@ -136,13 +137,14 @@ impl Connector {
         let bucket =
             TokenBucket::builder().capacity(RETRY_TOKENS).refill_rate(RETRY_TOKENS_PER_SECOND).build();
         let retries = RetryPartition::custom("sealblk").token_bucket(bucket).build();
-        aws_sdk_kms::Client::from_conf(builder.retry_partition(retries).retry_classifier(KmsRetry).build())
+        let builder = builder.retry_partition(retries).retry_classifier(KmsRetry).interceptor(Recorder);
+        aws_sdk_kms::Client::from_conf(builder.build())
     }
 
     /// An STS client; its endpoint as in [`Connector::kms`].
     pub(super) fn sts(&self, config: &SdkConfig) -> aws_sdk_sts::Client {
         let mut builder = aws_sdk_sts::config::Builder::from(config);
         builder.set_endpoint_url(endpoint::of_sts(&self.settings).map(Into::into));
-        aws_sdk_sts::Client::from_conf(builder.build())
+        aws_sdk_sts::Client::from_conf(builder.interceptor(Recorder).build())
     }
 }

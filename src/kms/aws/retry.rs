@@ -8,8 +8,13 @@ use aws_sdk_kms::config::retry::{ClassifyRetry, RetryAction};
 use aws_sdk_kms::error::{ErrorMetadata, ProvideErrorMetadata};
 use aws_sdk_kms::operation::create_grant::CreateGrantError;
 use aws_sdk_kms::operation::decrypt::DecryptError;
+use aws_sdk_kms::operation::describe_key::DescribeKeyError;
 use aws_sdk_kms::operation::generate_data_key_without_plaintext::GenerateDataKeyWithoutPlaintextError;
+use aws_sdk_kms::operation::list_grants::ListGrantsError;
 use aws_sdk_kms::operation::re_encrypt::ReEncryptError;
+use aws_sdk_kms::operation::retire_grant::RetireGrantError;
+use aws_sdk_kms::operation::revoke_grant::RevokeGrantError;
+use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
 
 /// Overrules the SDK's classifiers: it runs after them.
 #[derive(Debug)]
@@ -37,11 +42,17 @@ fn passes_soon(error: &ErrorMetadata) -> bool {
     message.contains("creating") || message.contains("updating")
 }
 
-fn metadata(context: &InterceptorContext) -> Option<&ErrorMetadata> {
+/// The error that the service answered with, of any call that is made here.
+pub(super) fn metadata(context: &InterceptorContext) -> Option<&ErrorMetadata> {
     metadata_of::<DecryptError>(context)
         .or_else(|| metadata_of::<CreateGrantError>(context))
         .or_else(|| metadata_of::<GenerateDataKeyWithoutPlaintextError>(context))
         .or_else(|| metadata_of::<ReEncryptError>(context))
+        .or_else(|| metadata_of::<DescribeKeyError>(context))
+        .or_else(|| metadata_of::<ListGrantsError>(context))
+        .or_else(|| metadata_of::<RetireGrantError>(context))
+        .or_else(|| metadata_of::<RevokeGrantError>(context))
+        .or_else(|| metadata_of::<GetCallerIdentityError>(context))
 }
 
 fn metadata_of<E>(context: &InterceptorContext) -> Option<&ErrorMetadata>

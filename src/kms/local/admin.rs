@@ -18,13 +18,14 @@ use super::operations::listing::ListKeys;
 use super::operations::rotation::RotateKeyOnDemand;
 use super::principal::PrincipalName;
 use super::service::{arn_of, open_engine};
-use crate::kms::{KeyArn, KeyRef, KeyState, KmsError};
+use crate::kms::{KeyArn, KeyRef, KeyState, KmsError, Witness};
 
 /// The embedded KMS, with every right. Its calls are short but block on the directory's lock, and each leaves its
 /// record in the event log.
 #[derive(Clone)]
 pub struct Admin {
     engine: Arc<Engine>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 /// A key as a list shows it.
@@ -66,7 +67,13 @@ impl Admin {
     /// # Errors
     /// As [`LocalKms::open`](super::LocalKms::open).
     pub fn open(directory: &Path) -> Result<Self, KmsError> {
-        open_engine(directory, PrincipalName::Admin).map(|engine| Self { engine })
+        open_engine(directory, PrincipalName::Admin).map(|engine| Self { engine, witness: None })
+    }
+
+    /// Has `witness` told of each call from now on.
+    #[must_use]
+    pub fn witnessed_by(self, witness: Arc<dyn Witness>) -> Self {
+        Self { witness: Some(witness), ..self }
     }
 
     /// The engine behind it, for the HTTP face.
@@ -215,7 +222,7 @@ impl Admin {
     }
 
     fn call<O: Operation>(&self, operation: O) -> Result<O::Answer, KmsError> {
-        let caller = Caller::in_process(PrincipalName::Admin);
+        let caller = Caller::in_process(PrincipalName::Admin, self.witness.clone());
         self.engine
             .call(&caller, &operation)
             .map(|done| done.answer)

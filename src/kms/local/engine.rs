@@ -1,6 +1,7 @@
 //! Runs calls: one at a time over all processes, each with its record in the event log.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use serde::de::DeserializeOwned;
@@ -16,6 +17,7 @@ use super::files::{Directory, Files, IDENTITY, KEYS, MATERIALS, NOT_A_KMS, PRINC
 use super::principal::{PrincipalName, PrincipalRecord};
 use super::record::random;
 use super::token;
+use crate::kms::{CallRecord, Witness};
 use crate::secret::LockedBytes;
 
 const EVENTS: &str = "events.jsonl";
@@ -56,13 +58,14 @@ pub(crate) struct Caller {
     pub(crate) source: String,
     /// `userAgent` of the record.
     pub(crate) agent: String,
+    /// Is told as well, if the caller is within this process.
+    pub(crate) witness: Option<Arc<dyn Witness>>,
 }
 
 impl Caller {
     /// A caller within this process.
-    pub(crate) fn in_process(name: PrincipalName) -> Self {
-        let agent = concat!("sealblk/", env!("CARGO_PKG_VERSION")).into();
-        Self { name, source: "127.0.0.1".into(), agent }
+    pub(crate) fn in_process(name: PrincipalName, witness: Option<Arc<dyn Witness>>) -> Self {
+        Self { name, source: "127.0.0.1".into(), agent: CallRecord::AGENT.into(), witness }
     }
 }
 
@@ -244,6 +247,7 @@ impl Session<'_> {
         let outcome = operation.run(&mut call);
         *key = call.effects.keys.first().cloned().or(call.named);
         let happened = Happened {
+            source: "kms.amazonaws.com",
             operation: O::NAME,
             read_only: O::READ_ONLY,
             parameters: operation.parameters()?,
@@ -256,7 +260,11 @@ impl Session<'_> {
             failure: outcome.as_ref().err(),
         };
         // Without a record there is no answer: nothing is given out that the log does not show.
-        self.files.append(EVENTS, &happened.line()?)?;
+        let record = happened.record();
+        self.files.append(EVENTS, &serde_json::to_string(&record).map_err(Failure::internal)?)?;
+        if let Some(witness) = &caller.witness {
+            witness.saw(&record);
+        }
         outcome
     }
 }
