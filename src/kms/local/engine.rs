@@ -1,5 +1,6 @@
 //! Runs calls: one at a time over all processes, each with its record in the event log.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::authorise::UserPolicies;
 use super::call::Call;
 use super::event::{Effects, Happened, spelled_for_events};
 use super::failure::Failure;
@@ -56,13 +58,15 @@ pub(crate) struct Caller {
     pub(crate) source: String,
     /// `userAgent` of the record.
     pub(crate) agent: String,
+    /// Nobody sees the call on its way: `aws:SecureTransport`.
+    pub(crate) secure: bool,
 }
 
 impl Caller {
     /// A caller within this process.
     pub(crate) fn in_process(name: PrincipalName) -> Self {
         let agent = concat!("sealblk/", env!("CARGO_PKG_VERSION")).into();
-        Self { name, source: "127.0.0.1".into(), agent }
+        Self { name, source: "127.0.0.1".into(), agent, secure: true }
     }
 }
 
@@ -173,6 +177,23 @@ impl Engine {
             .ok_or_else(|| Failure::internal("a principal is missing"))
     }
 
+    /// A principal's own policy.
+    ///
+    /// # Errors
+    /// [`Failure::Storage`].
+    pub(crate) fn user_policy(&self, name: PrincipalName) -> Result<String, Failure> {
+        Ok(UserPolicies::load(&self.directory.lock()?)?.of(name).into())
+    }
+
+    /// Replaces a principal's own policy.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException, or [`Failure::Storage`].
+    pub(crate) fn put_user_policy(&self, name: PrincipalName, policy: &str) -> Result<(), Failure> {
+        let files = self.directory.lock()?;
+        UserPolicies::load(&files)?.put(&files, name, policy)
+    }
+
     /// Path of the event log.
     pub(crate) fn events(&self) -> PathBuf {
         self.directory.path(EVENTS)
@@ -236,10 +257,12 @@ impl Session<'_> {
             files: &self.files,
             identity: &engine.identity,
             principal,
+            secure: caller.secure,
             now: at,
             grant_delay: engine.tuning.grant_delay(),
             effects: Effects::default(),
             named: None,
+            aliases_used: BTreeMap::new(),
         };
         let outcome = operation.run(&mut call);
         *key = call.effects.keys.first().cloned().or(call.named);
