@@ -6,6 +6,8 @@ mod kms;
 mod manual;
 mod options;
 mod output;
+mod policy;
+mod preflight;
 mod record_file;
 mod run;
 mod signals;
@@ -54,6 +56,10 @@ enum Command {
     Gc(gc::GcArgs),
     /// Use and serve the embedded KMS
     Kms(kms::KmsArgs),
+    /// Check a KMS key and the permissions on it before a volume needs them
+    Preflight(Box<preflight::PreflightArgs>),
+    /// Print least-privilege policies for provisioner and host
+    Policy(policy::PolicyArgs),
     /// Print a shell's completions
     Completions(manual::CompletionsArgs),
     /// Write man pages
@@ -86,6 +92,8 @@ fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(*args, state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
+        Command::Preflight(args) => preflight::preflight(&args, &state()?, json),
+        Command::Policy(args) => policy::policy(&args, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }
