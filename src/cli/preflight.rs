@@ -105,7 +105,8 @@ fn human(check: &Check) -> String {
         true => format!("\x1b[{colour}m{shown}\x1b[0m"),
         false => shown,
     };
-    let mut text = format!("{shown}  {:<42}  {}", check.check, check.detail);
+    let row = format!("{shown}  {:<42}  {}", check.check, check.detail);
+    let mut text = row.trim_end().to_owned();
     if let Some(permission) = &check.permission {
         let who = check.principal.as_deref().unwrap_or("the provisioner");
         text.push_str(&format!("\n             missing: {permission}, for {who}"));
