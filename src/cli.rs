@@ -9,6 +9,8 @@ mod kms;
 mod manual;
 mod options;
 mod output;
+mod policy;
+mod preflight;
 mod record_file;
 mod run;
 mod signals;
@@ -77,6 +79,10 @@ enum Command {
     Kms(kms::KmsArgs),
     /// Print the settings in force, and where each comes from
     Config(Box<config::ConfigArgs>),
+    /// Check a KMS key and the permissions on it before a volume needs them
+    Preflight(Box<preflight::PreflightArgs>),
+    /// Print least-privilege policies for provisioner and host
+    Policy(policy::PolicyArgs),
     /// Print a shell's completions
     Completions(manual::CompletionsArgs),
     /// Write man pages
@@ -131,6 +137,8 @@ fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> 
         Command::Audit(args) => audit::audit(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
         Command::Config(args) => config::config(*args, &config, matches, &state()?, json),
+        Command::Preflight(args) => preflight::preflight(*args, &config, &state()?, json),
+        Command::Policy(args) => policy::policy(&args, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -11,6 +11,7 @@ mod context;
 mod error;
 pub mod isolate;
 pub mod local;
+pub mod policy;
 mod types;
 mod witness;
 
@@ -24,8 +25,8 @@ use serde::{Deserialize, Serialize};
 pub use context::{ContextError, EncryptionContext};
 pub use error::{ErrorClass, KmsError};
 pub use types::{
-    Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyState, Lease, LeaseSpec,
-    Parties, Preflight, Principal, Released, WrappedKey,
+    Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyCondition, KeyHealth, KeyRef, KeyState,
+    Lease, LeaseSpec, Parties, Preflight, Principal, Released, WrappedKey,
 };
 #[cfg(test)]
 pub(crate) use witness::Nobody;

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `engine`, `call` | one call: lock, load, check, change, record |
 //! | `operations` | the operations of the API |
-//! | `authorise`, `principal`, `token` | who may do what |
+//! | `authorise`, `policy`, `principal`, `token` | who may do what |
 //! | `blob`, `pairs`, `wire`, `hex` | ciphertext blobs, encryption contexts, JSON |
 //! | `files`, `record` | the state directory |
 //! | `event`, `failure` | the event log, the API's errors |
@@ -28,6 +28,7 @@ mod files;
 mod http;
 mod operations;
 mod pairs;
+mod policy;
 mod principal;
 mod record;
 mod service;

@@ -21,6 +21,8 @@ mod leavings;
 mod manual;
 mod memory;
 mod peer;
+mod policies;
+mod preflight;
 mod raw;
 mod remote_kms;
 mod secrets;

@@ -15,6 +15,7 @@ use super::operations::keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyMetadata, ScheduleKeyDeletion,
 };
 use super::operations::listing::ListKeys;
+use super::operations::policies::{GetKeyPolicy, PutKeyPolicy};
 use super::operations::rotation::RotateKeyOnDemand;
 use super::principal::PrincipalName;
 use super::service::{arn_of, open_engine};
@@ -204,6 +205,51 @@ impl Admin {
             secret_access_key: record.secret_access_key.clone(),
             region: self.engine.identity.region.clone(),
         })
+    }
+
+    /// A key's policy (key by id, ARN or alias), as it was put.
+    ///
+    /// # Errors
+    /// As [`Admin::describe`], or AccessDeniedException if the policy keeps the administrator out.
+    pub fn key_policy(&self, key: &KeyRef) -> Result<String, KmsError> {
+        let key_id = self.metadata(key)?.arn;
+        self.call(GetKeyPolicy { key_id, policy_name: None }).map(|answer| answer.policy)
+    }
+
+    /// Gives a key (by id, ARN or alias) another policy. `bypass` leaves out the check that the administrator can
+    /// still change it afterwards.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException; otherwise as [`Admin::key_policy`].
+    pub fn put_key_policy(&self, key: &KeyRef, policy: &str, bypass: bool) -> Result<(), KmsError> {
+        let request = PutKeyPolicy {
+            key_id: self.metadata(key)?.arn,
+            policy_name: None,
+            policy: policy.into(),
+            bypass_policy_lockout_safety_check: bypass,
+        };
+        self.call(request).map(|_| ())
+    }
+
+    /// A principal's own policy.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Storage`](crate::kms::ErrorClass).
+    pub fn user_policy(&self, name: PrincipalName) -> Result<String, KmsError> {
+        self.engine
+            .user_policy(name)
+            .map_err(|failure| kms_error("GetUserPolicy", name.as_str(), failure.into()))
+    }
+
+    /// Gives a principal another policy of its own. It takes part in no policy itself: who may write the directory
+    /// may do this, so nobody is locked out for good.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException, or [`ErrorClass::Storage`](crate::kms::ErrorClass).
+    pub fn put_user_policy(&self, name: PrincipalName, policy: &str) -> Result<(), KmsError> {
+        self.engine
+            .put_user_policy(name, policy)
+            .map_err(|failure| kms_error("PutUserPolicy", name.as_str(), failure.into()))
     }
 
     fn on<O: Operation>(

@@ -95,6 +95,9 @@ pub(crate) struct KeyRecord {
     /// Set while automatic rotation is on.
     pub(crate) rotation: Option<Rotation>,
     pub(crate) grants: Vec<Grant>,
+    /// The key policy as it was put; without one, the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<String>,
 }
 
 /// One of a key's materials; its 32 bytes have a file of their own.

@@ -3,6 +3,7 @@
 mod calls;
 mod events;
 mod grants;
+mod policies;
 mod service;
 mod states;
 
