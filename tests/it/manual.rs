@@ -51,7 +51,7 @@ fn help_for_every_command() {
     let kms =
         ["create", "list", "enable", "disable", "schedule-deletion", "cancel-deletion", "rotate", "events"];
     let kms = kms.iter().chain(&["credentials", "serve"]).map(|command| vec!["kms", command]);
-    let top = ["run", "gc", "kms", "completions", "man"].map(|command| vec![command]);
+    let top = ["run", "gc", "audit", "kms", "completions", "man"].map(|command| vec![command]);
     for command in top.into_iter().chain(kms).chain([vec![]]) {
         let help = said(&[&command[..], &["--help"]].concat());
         assert!(help.contains("Usage: sealblk"), "{help}");
