@@ -104,6 +104,8 @@ fn the_host_decrypts_through_its_grant() {
     assert_succeeds(&finish(run_patiently_on(&lab, &server.address, &args)));
     let expected = [
         "provisioner DescribeKey",
+        "provisioner GetCallerIdentity",
+        "host GetCallerIdentity",
         "provisioner GenerateDataKeyWithoutPlaintext (dry)",
         "provisioner CreateGrant (dry)",
         "provisioner GenerateDataKeyWithoutPlaintext",
