@@ -209,5 +209,5 @@ fn boto3_drives_the_http_face() {
     }
     let output = finish(script);
     assert_succeeds(&output);
-    assert!(text(&output.stdout).contains("24 passed"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("25 passed"), "{}", text(&output.stdout));
 }
