@@ -209,6 +209,30 @@ impl GrantToken {
     }
 }
 
+/// What entitles a host to unwrap, as far as the caller knows it; nothing, for one that has the right anyway.
+#[derive(Clone, Copy, Default)]
+pub struct Permit<'a> {
+    /// The grant's token.
+    pub token: Option<&'a GrantToken>,
+    /// When the grant was made. A denial without a token may be that of a grant which has not reached every host of
+    /// the service yet, so for five minutes from here on it is not final.
+    pub made: Option<OffsetDateTime>,
+}
+
+impl<'a> Permit<'a> {
+    /// That of a grant which was made just now.
+    pub fn fresh(token: &'a GrantToken) -> Self {
+        Self { token: Some(token), made: Some(OffsetDateTime::now_utc()) }
+    }
+}
+
+impl<'a> From<Option<&'a GrantToken>> for Permit<'a> {
+    /// A grant of unknown age.
+    fn from(token: Option<&'a GrantToken>) -> Self {
+        Self { token, made: None }
+    }
+}
+
 /// Which grant to end.
 pub enum GrantRef<'a> {
     /// By its token, known to whoever made it.

@@ -50,7 +50,7 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let wrapped = prepared.generate(&*provisioner).await.unwrap();
     let lease = prepared.lease(&*provisioner).await.unwrap();
     let host = provider.open(Role::Host).await.unwrap();
-    host.unwrap(&wrapped, &prepared.context, Some(&lease.token)).await.unwrap()
+    host.unwrap(&wrapped, &prepared.context, Some(&lease.token).into()).await.unwrap()
 }
 
 fn compare(sector: SectorSize) {

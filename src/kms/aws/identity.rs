@@ -3,7 +3,9 @@
 use super::super::{KmsError, Parties, Principal, Role};
 use super::connector::Connector;
 use super::endpoint;
-use super::failure::{self, Call};
+use super::failure::Call;
+use super::retry::Tries;
+use super::session::judge;
 
 /// The provisioner retires; the host profile's identity unwraps, or without one the provisioner itself.
 pub(super) async fn parties(connector: &Connector) -> Result<Parties, KmsError> {
@@ -19,12 +21,18 @@ async fn caller(connector: &Connector, role: Role) -> Result<Principal, KmsError
     let call = Call::new("GetCallerIdentity");
     let config = connector.load(role).await?;
     let place = endpoint::of_sts(connector.settings()).unwrap_or("AWS STS");
-    let answer = connector
-        .sts(&config)
-        .get_caller_identity()
-        .send()
-        .await
-        .map_err(|error| failure::translate(error, &call, place))?;
+    let client = connector.sts(&config);
+    let mut tries = Tries::new(connector.pace());
+    let answer = loop {
+        let sent = client.get_caller_identity().send();
+        match tries.attempt(sent, || call.late(place)).await? {
+            Ok(answer) => break answer,
+            Err(error) => {
+                let (error, again) = judge(error, &call, place);
+                tries.pause(error, again).await?;
+            }
+        }
+    };
     let arn = answer.arn().ok_or_else(|| call.nonsense("no Arn"))?;
     Ok(Principal::new(lasting(arn)))
 }

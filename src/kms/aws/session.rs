@@ -7,9 +7,10 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use tokio::sync::RwLock;
 
-use super::super::{KmsError, Role};
+use super::super::{ErrorClass, KmsError, Role};
 use super::connector::Connector;
 use super::failure::{self, Call};
+use super::retry::{Again, Tries};
 
 /// KMS under one identity.
 pub(super) struct Session {
@@ -35,7 +36,8 @@ impl Session {
         &self.connector
     }
 
-    /// Makes a call; once more with newly read credentials if the service no longer accepts those it got.
+    /// Makes a call, as often as its errors ask for; once more with newly read credentials if the service no
+    /// longer accepts those it got.
     pub(super) async fn call<T, E, F>(
         &self,
         call: Call<'_>,
@@ -45,19 +47,49 @@ impl Session {
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E>>>,
     {
-        let client = self.client.read().await.clone();
-        let mut result = send(client).await;
-        if result.as_ref().is_err_and(failure::is_of_credentials) {
-            tracing::info!(call = call.operation, "credentials were not accepted; reading them again");
-            result = send(self.renew().await?).await;
+        let mut tries = Tries::new(self.connector.pace());
+        let (mut renewed, mut clock_set) = (false, false);
+        loop {
+            let client = self.client.read().await.clone();
+            let error = match tries.attempt(send(client), || call.late(&self.place)).await? {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !clock_set && failure::is_of_clock(&error) {
+                // From the answer's date on, this client signs with the service's time.
+                clock_set = true;
+                tracing::warn!(call = call.operation, "this host's clock differs from the service's");
+            } else if !renewed && failure::is_of_credentials(&error) {
+                renewed = true;
+                tracing::info!(call = call.operation, "credentials were not accepted; reading them again");
+                tries.bound(self.renew(), || call.late("the source of credentials")).await??;
+            } else {
+                let (error, again) = judge(error, &call, &self.place);
+                tries.pause(error, again).await?;
+            }
         }
-        result.map_err(|error| failure::translate(error, &call, &self.place))
     }
 
     /// A client made anew: the SDK keeps credentials until the expiry they named, and profiles for ever.
-    async fn renew(&self) -> Result<Client, KmsError> {
+    async fn renew(&self) -> Result<(), KmsError> {
         let client = self.connector.kms(&self.connector.load(self.role).await?);
-        *self.client.write().await = client.clone();
-        Ok(client)
+        *self.client.write().await = client;
+        Ok(())
     }
+}
+
+/// The error as ours, and whether to try again.
+pub(super) fn judge<E>(error: SdkError<E>, call: &Call<'_>, place: &str) -> (KmsError, Again)
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    // What was never sent, for want of credentials say, has had its own retries.
+    let sent = !matches!(error, SdkError::ConstructionFailure(_));
+    let error = failure::translate(error, call, place);
+    let again = if sent || error.class != ErrorClass::Unreachable {
+        Again::after(&error, call.granted())
+    } else {
+        Again::Never
+    };
+    (error, again)
 }

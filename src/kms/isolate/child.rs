@@ -5,10 +5,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{ERROR_FOLLOWS, Incoming, KEY_FOLLOWS, MAX_REQUEST};
-use crate::kms::{ErrorClass, GrantToken, KmsError, Role};
+use crate::kms::{ErrorClass, GrantToken, KmsError, Permit, Role};
 use crate::secret::{DataKey, harden_process};
 
 /// The whole of the hidden command: hardens the process, answers one request on stdin and stdout.
@@ -43,9 +44,11 @@ async fn serve(input: impl Read, mut output: impl Write) -> io::Result<()> {
 }
 
 async fn answer(input: impl Read) -> Result<DataKey, KmsError> {
-    let Incoming { provider, wrapped, context, token } = read_request(input)?;
+    let Incoming { provider, wrapped, context, token, granted } = read_request(input)?;
     let token = token.map(GrantToken::new);
-    provider.open(Role::Host).await?.unwrap(&wrapped, &context, token.as_ref()).await
+    let made = granted.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let permit = Permit { token: token.as_ref(), made };
+    provider.open(Role::Host).await?.unwrap(&wrapped, &context, permit).await
 }
 
 fn read_request(input: impl Read) -> Result<Incoming, KmsError> {
@@ -96,6 +99,7 @@ mod tests {
             wrapped: &WrappedKey { key: KeyArn::new("arn"), blob: vec![1], material: None },
             context: &EncryptionContext::default(),
             token: Some("secret-token"),
+            granted: Some(0),
         };
         let error = refusal(&serde_json::to_vec(&request).expect("JSON")).await;
         assert_eq!(error.class, ErrorClass::Config);

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::pipe::Timed;
 use super::{ERROR_FOLLOWS, HIDDEN_COMMAND, KEY_FOLLOWS, MAX_ERROR, MAX_REQUEST, Outgoing};
-use crate::kms::{EncryptionContext, ErrorClass, GrantToken, KmsError, Provider, WrappedKey};
+use crate::kms::{EncryptionContext, ErrorClass, GrantToken, KmsError, Permit, Provider, WrappedKey};
 use crate::secret::{DataKey, SecretError};
 
 /// Unwraps a data key in a child process: `executable` (`/proc/self/exe` but for tests) run with
@@ -20,16 +21,18 @@ use crate::secret::{DataKey, SecretError};
 /// What the child's own unwrap says; else [`ErrorClass::Unreachable`] for a child that ends or takes too long,
 /// [`ErrorClass::Nonsense`] for one that answers wrongly, [`ErrorClass::Config`] if it cannot be started or the
 /// request is longer than 64 KiB.
-pub async fn unwrap(
+pub async fn unwrap<'a>(
     executable: &Path,
     provider: &Provider,
     wrapped: &WrappedKey,
     context: &EncryptionContext,
-    token: Option<&GrantToken>,
+    permit: impl Into<Permit<'a>>,
     deadline: Duration,
 ) -> Result<DataKey, KmsError> {
     let key = wrapped.key.clone();
-    let request = Outgoing { provider, wrapped, context, token: token.map(GrantToken::expose) };
+    let Permit { token, made } = permit.into();
+    let (token, granted) = (token.map(GrantToken::expose), made.map(OffsetDateTime::unix_timestamp));
+    let request = Outgoing { provider, wrapped, context, token, granted };
     let request = encode(&request).map_err(|error| error.on_key(key.as_str()))?;
     let mut command = Command::new(executable);
     command.arg(HIDDEN_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped());
