@@ -14,6 +14,7 @@ mod ciphertext;
 mod clients;
 mod endings;
 mod interrupted;
+mod kms_errors;
 mod kms_peers;
 mod leavings;
 mod manual;
