@@ -13,6 +13,7 @@ mod bad_input;
 mod ciphertext;
 mod clients;
 mod endings;
+mod fleet;
 mod interrupted;
 mod kms_errors;
 mod kms_peers;

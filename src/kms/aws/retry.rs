@@ -143,7 +143,12 @@ impl Tries {
         }
         let doubled = first.saturating_mul(1 << (self.made - 1).min(16));
         let pause = doubled.min(self.pace.longest).min(left).mul_f64(random_part());
-        tracing::debug!(call = error.call, ?pause, code = error.code, "trying again after a pause");
+        tracing::info!(
+            call = error.call,
+            code = error.code,
+            ?pause,
+            "a KMS call is tried again after a pause"
+        );
         self.last = Some(error);
         tokio::time::sleep(pause).await;
         Ok(())
