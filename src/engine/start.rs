@@ -13,7 +13,7 @@ use super::journal::{self, Entry, Note};
 use super::{EngineError, Running, Specification, Step};
 use crate::envelope::{self, Layout, Prepared, VolumeId};
 use crate::geometry::VolumeSize;
-use crate::kms::{KeyService, Lease, Permit, Role, isolate};
+use crate::kms::{KeyService, Lease, Role, isolate};
 use crate::nbd::server::{Address, Export, Limits, Listener, serve};
 use crate::secret::DataKey;
 use crate::store::{FileStore, Leftover};
@@ -130,7 +130,7 @@ async fn unlock(
         &specification.provider,
         &wrapped,
         &prepared.context,
-        Permit::fresh(&lease.token),
+        Some(&lease.token),
         specification.provider.patience(),
     )
     .await?;

@@ -214,16 +214,9 @@ impl GrantToken {
 pub struct Permit<'a> {
     /// The grant's token.
     pub token: Option<&'a GrantToken>,
-    /// When the grant was made. A denial without a token may be that of a grant which has not reached every host of
-    /// the service yet, so for five minutes from here on it is not final.
+    /// When the grant was made. Without a token, a denial may be that of a grant which has not reached every host of
+    /// the service yet, so for five minutes from here on it is not final. A token needs no such time.
     pub made: Option<OffsetDateTime>,
-}
-
-impl<'a> Permit<'a> {
-    /// That of a grant which was made just now.
-    pub fn fresh(token: &'a GrantToken) -> Self {
-        Self { token: Some(token), made: Some(OffsetDateTime::now_utc()) }
-    }
 }
 
 impl<'a> From<Option<&'a GrantToken>> for Permit<'a> {

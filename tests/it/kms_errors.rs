@@ -194,8 +194,8 @@ fn what_passes_is_waited_for() {
         ("CreateGrant", &[(&state("it is Creating."), 1)], 2),
         ("Decrypt", &[(&state("it is updating."), 1)], 2),
         ("Decrypt", &[(&state("it is unavailable."), 1)], 2),
-        // Refused, then not known everywhere yet without the token.
-        ("Decrypt", &[(&TOKEN, 1), (&DENIED, 2)], 4),
+        // The grant needs no token any more.
+        ("Decrypt", &[(&TOKEN, 1)], 2),
         ("CreateGrant", &[(&error("ExpiredTokenException", "no"), 1)], 2),
     ] {
         let record = watched.passes(operation, faults, tries);

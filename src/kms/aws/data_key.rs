@@ -32,7 +32,8 @@ pub(super) async fn generate(
 }
 
 /// Unwraps a data key. A token that the service does not know (any more) is left out in a second try: its grant
-/// may have reached the whole service by now, and then needs none.
+/// may have reached the whole service by now, and then needs none. A denial is final then: a grant whose token is
+/// refused has ended rather than not arrived.
 pub(super) async fn unwrap(
     session: &Session,
     wrapped: &WrappedKey,
@@ -42,7 +43,7 @@ pub(super) async fn unwrap(
     match decrypt(session, wrapped, context, permit).await {
         Err(error) if error.class == ErrorClass::Grant && permit.token.is_some() => {
             tracing::warn!(key = %wrapped.key, "the grant token was refused; trying without it");
-            decrypt(session, wrapped, context, Permit { token: None, ..permit }).await
+            decrypt(session, wrapped, context, Permit::default()).await
         }
         result => result,
     }
