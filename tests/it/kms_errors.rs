@@ -2,6 +2,8 @@
 //! nothing is left behind.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -202,6 +204,36 @@ fn what_passes_is_waited_for() {
         assert_eq!(record["grant"]["ended"], "retired", "{record}");
     }
     assert_eq!(World::of(&watched.lab), before);
+}
+
+/// Decrypt without a token, through a grant that was made some minutes ago: the hidden command's own protocol, since
+/// a run always has a token.
+#[test]
+fn a_young_grant_is_given_time_to_spread() {
+    let watched = Watched::start();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for (minutes, tries, code) in [(1, 3, "DisabledException"), (6, 1, "AccessDeniedException")] {
+        watched.fault("Decrypt", &DENIED, 2);
+        watched.fault("Decrypt", &DISABLED, 1);
+        let request = json!({
+            "provider": {
+                "provider": "aws", "region": "us-east-1", "host_profile": "host",
+                "endpoint": format!("http://{}", watched.address),
+            },
+            "wrapped": {"key": "arn:aws:kms:us-east-1:1:key/x", "blob": [1], "material": null},
+            "context": {}, "token": null, "granted": now - minutes * 60,
+        });
+        let mut child = with_credentials(&watched.lab, watched.lab.sealblk(["unwrap-key"]));
+        child.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(request.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let (kind, error) = output.stdout.split_first().unwrap();
+        let error: Value = serde_json::from_slice(error).unwrap();
+        assert_eq!((kind, error["code"].as_str()), (&1, Some(code)), "{error}");
+        assert_eq!(watched.tries("Decrypt"), tries, "{error}");
+        watched.kms.order("reset", &json!({}));
+    }
 }
 
 /// Throttling outlasts the few attempts that an outage gets.
