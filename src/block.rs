@@ -82,6 +82,9 @@ pub enum BlockError {
     /// An earlier flush failed, so data that was acknowledged may be lost.
     #[error("an earlier flush failed: data written before it may be lost")]
     LostWrites,
+    /// The device takes no changes for the time being.
+    #[error("frozen: the volume is read-only while its KMS key is not usable")]
+    Frozen,
     /// [`BlockDevice::stop`] came before the request was done.
     #[error("the volume is about to end")]
     Stopped,

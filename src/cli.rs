@@ -1,23 +1,30 @@
 //! Commands and flags; how a failure becomes an exit code.
 
+mod audit;
+mod config;
+mod envelopes;
 mod failure;
 mod gc;
 mod kms;
 mod manual;
 mod options;
 mod output;
+mod policy;
+mod preflight;
 mod record_file;
 mod run;
 mod signals;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 pub use failure::Failure;
 
+use crate::config::{AbsolutePath, Config, Level};
 use crate::kms::isolate;
 use crate::telemetry;
 
@@ -28,7 +35,13 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
+    /// Configuration file; '' or none for no file [default: /etc/sealblk/sealblk.toml, if it exists]
+    // Not a path to clap, which refuses empty ones.
+    #[arg(long, global = true, env = "SEALBLK_CONFIG", value_name = "FILE")]
+    config: Option<OsString>,
+
     /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
+    /// Directory for journals, the audit log and the embedded KMS [default: /var/lib/sealblk for root, else
     /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
     #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -37,9 +50,9 @@ pub struct Cli {
     #[arg(long, global = true)]
     json: bool,
 
-    /// Log level of sealblk itself: off, error, warn, info, debug or trace; logs go to stderr
-    #[arg(long, global = true, env = "SEALBLK_LOG", default_value = "warn", value_name = "LEVEL")]
-    log: LevelFilter,
+    /// Log level of sealblk itself: off, error, warn, info, debug or trace; logs go to stderr [default: warn]
+    #[arg(long, global = true, env = "SEALBLK_LOG", value_name = "LEVEL")]
+    log: Option<LevelFilter>,
 }
 
 const EXIT_CODES: &str = "\
@@ -50,10 +63,26 @@ Exit codes: 0 done; 1 internal; 2 usage; 3 KMS denied; 4 KMS key unusable; 5 KMS
 enum Command {
     /// Serve an encrypted scratch volume until COMMAND ends, or until SIGINT, SIGTERM or SIGHUP
     Run(Box<run::RunArgs>),
+    /// Make the envelope of a volume: wrapped key and grant, for a host to open
+    Provision(Box<envelopes::ProvisionArgs>),
+    /// Move a volume's data key to another KMS key, or to its key's newest material
+    Rewrap(Box<envelopes::RewrapArgs>),
+    /// End an envelope's grants
+    Retire(Box<envelopes::RetireArgs>),
+    /// Show an envelope or a served volume
+    Inspect(envelopes::InspectArgs),
     /// Retire the grants of volumes whose process died, and remove what they left
     Gc(gc::GcArgs),
+    /// Show the audit log: KMS calls, and what happened to volumes
+    Audit(audit::AuditArgs),
     /// Use and serve the embedded KMS
     Kms(kms::KmsArgs),
+    /// Print the settings in force, and where each comes from
+    Config(Box<config::ConfigArgs>),
+    /// Check a KMS key and the permissions on it before a volume needs them
+    Preflight(Box<preflight::PreflightArgs>),
+    /// Print least-privilege policies for provisioner and host
+    Policy(policy::PolicyArgs),
     /// Print a shell's completions
     Completions(manual::CompletionsArgs),
     /// Write man pages
@@ -67,12 +96,28 @@ pub fn main() -> ExitCode {
         telemetry::init(LevelFilter::WARN);
         return exit(run::unwrap());
     }
-    let cli = Cli::parse();
-    telemetry::init(cli.log);
-    exit(run_command(cli))
+    let matches = Cli::command().get_matches();
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => exit(run_command(cli, &matches)),
+        Err(error) => error.exit(),
+    }
 }
 
-fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
+impl Cli {
+    /// The configuration file, where the command has a use for it.
+    fn configuration(&self) -> Result<Config, Failure> {
+        match self.command {
+            Command::Completions(_) | Command::Man(_) => Ok(Config::default()),
+            _ => Ok(Config::load(self.config.as_deref().map(Path::new))?),
+        }
+    }
+}
+
+fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    let config = cli.configuration()?;
+    options::fall_back(&mut cli.log, &config.settings.log, |Level(level)| *level);
+    options::fall_back(&mut cli.state_dir, &config.settings.state_dir, |AbsolutePath(path)| path.clone());
+    telemetry::init(cli.log.unwrap_or(LevelFilter::WARN));
     let json = cli.json;
     let state = || {
         let state = cli.state_dir.map_or_else(options::default_state, Ok)?;
@@ -83,9 +128,17 @@ fn run_command(cli: Cli) -> Result<ExitCode, Failure> {
         }
     };
     match cli.command {
-        Command::Run(args) => run::run(*args, state()?, json),
+        Command::Run(args) => run::run(*args, &config, state()?, json),
+        Command::Provision(args) => envelopes::provision(*args, &config, state()?, json),
+        Command::Rewrap(args) => envelopes::rewrap(*args, &config, state()?, json),
+        Command::Retire(args) => envelopes::retire(*args, &config, &state()?, json),
+        Command::Inspect(args) => envelopes::inspect(&args, &state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
+        Command::Audit(args) => audit::audit(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),
+        Command::Config(args) => config::config(*args, &config, matches, &state()?, json),
+        Command::Preflight(args) => preflight::preflight(*args, &config, &state()?, json),
+        Command::Policy(args) => policy::policy(&args, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -3,31 +3,34 @@
 //! [`start`] goes through the steps in the order in which they can fail without leaving anything: addresses, KMS
 //! key and dry runs, backing, journal; only then is anything made at the KMS. [`Running::teardown`] goes the way
 //! back, whatever ended the volume: no more clients, requests in flight answered, keys wiped, grant retired,
-//! backing removed.
+//! backing removed. What a process leaves that dies on the way is [`sweep`]'s to clear away.
 
 pub mod journal;
+pub mod provision;
 mod record;
+mod running;
 mod start;
+mod sweep;
 mod teardown;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 pub use record::{Ended, GrantEnd, Record, Step};
+pub use running::{Running, Status};
 pub use start::start;
+pub use sweep::{Deed, SweepError, Swept, sweep};
 
-use crate::envelope::{Layout, VolumeId};
-use crate::kms::{EncryptionContext, GrantToken, KeyArn, KeyService, KmsError, Provider};
-use crate::nbd::server::{Address, ListenError, Served};
+use crate::audit::AuditLog;
+use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout};
+use crate::kms::{GrantToken, KmsError, Provider};
+use crate::nbd::server::{Address, ListenError};
 use crate::secret::SecretError;
-use crate::store::{Backing, Leftover, StoreError};
-use crate::volume::{EncryptedVolume, Options};
+use crate::store::{Backing, StoreError};
+use crate::volume::Options;
 use crate::xts::Implementation;
 
 /// What a user asked for; checked already as far as it can be without looking at the world.
 pub struct Specification {
-    /// Size and sector size.
-    pub layout: Layout,
     /// Where the ciphertext lies.
     pub backing: Backing,
     /// Discards and writers.
@@ -36,18 +39,50 @@ pub struct Specification {
     pub implementation: Implementation,
     /// The KMS.
     pub provider: Provider,
-    /// The key.
-    pub key: crate::envelope::KeyRequest,
     /// Where clients connect; none for a private Unix socket.
     pub listen: Vec<Address>,
     /// TCP addresses need not be loopback.
     pub insecure: bool,
     /// Name of the export.
     pub export: String,
+    /// Where the volume will be reached by commands; for the journal only.
+    pub control: Option<PathBuf>,
     /// Directory of journals.
     pub state: PathBuf,
+    /// Where KMS calls and the volume's events are written down.
+    pub audit: AuditLog,
     /// The program that unwraps the key in a process of its own ([`crate::kms::isolate`]).
     pub helper: PathBuf,
+}
+
+/// Where a volume's key comes from.
+pub enum Source {
+    /// It is made here.
+    New(NewKey),
+    /// An envelope that somebody has made.
+    Envelope(Box<Envelope>),
+}
+
+/// A key to be made.
+pub struct NewKey {
+    /// Size and sector size.
+    pub layout: Layout,
+    /// The KMS key and what the data key is bound to.
+    pub request: KeyRequest,
+    /// Where its envelope goes, for a volume that is to be opened again.
+    pub envelope: Option<PathBuf>,
+}
+
+/// An envelope to be opened.
+pub struct Envelope {
+    /// Its file.
+    pub file: EnvelopeFile,
+    /// What the file holds.
+    pub document: Document,
+    /// The grant token that came with it.
+    pub token: Option<GrantToken>,
+    /// Writes the seal of the first unlock to the file.
+    pub seal: bool,
 }
 
 /// Why a volume could not be started.
@@ -56,6 +91,9 @@ pub enum EngineError {
     /// The KMS.
     #[error(transparent)]
     Kms(#[from] KmsError),
+    /// The envelope, or another file of the volume's state.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
     /// The backing.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -68,40 +106,7 @@ pub enum EngineError {
     /// Memory for the key.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The journal, or another file of the volume's state.
-    #[error("{action} {path}: {source}; check the directory's permissions and free space", path = path.display())]
-    State {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What came back.
-        source: std::io::Error,
-    },
-}
-
-/// A volume that is being served.
-pub struct Running {
-    /// Its id.
-    pub id: VolumeId,
-    /// The KMS key.
-    pub key: KeyArn,
-    /// URIs of its listeners, in the order they were asked for.
-    pub uris: Vec<String>,
-    /// Path of its first Unix socket, if it has one.
-    pub socket: Option<PathBuf>,
-    provider: Provider,
-    kms: Arc<dyn KeyService>,
-    context: EncryptionContext,
-    layout: Layout,
-    grant_id: String,
-    token: GrantToken,
-    volume: Arc<EncryptedVolume>,
-    backing: String,
-    leftover: Leftover,
-    journal: journal::Entry,
-    private: Option<start::PrivateDirectory>,
-    stop: tokio::sync::watch::Sender<bool>,
-    server: tokio::task::JoinHandle<Served>,
-    steps: Vec<Step>,
+    /// A durable volume on what cannot last.
+    #[error("a durable volume needs a backing that stays: give a file or a block device with --backing")]
+    Fleeting,
 }

@@ -1,19 +1,39 @@
-//! The data key's life: made wrapped, leased, unwrapped once, and its grant ended.
+//! The data key's life: made wrapped, leased, unwrapped once, moved to another KMS key, and its grants ended.
 //!
-//! The order is Fargate's (AWS, "Managing AWS KMS keys for Fargate ephemeral storage"): describe the key; dry-run
-//! both calls without the volume's id; then make the wrapped key and the grant with the volume's id added.
-//! Whoever provisions never sees the plaintext; whoever unwraps needs nothing but the grant.
+//! An envelope ([`Document`]) holds everything about a volume's key but the key. Who provisions makes it and never
+//! sees the plaintext ([`provision()`]); who unlocks it needs nothing but the grant ([`unlock()`]); [`rewrap()`] puts the
+//! same data key under another KMS key, in an order that no crash can harm.
+//!
+//! The order of the calls is Fargate's (AWS, "Managing AWS KMS keys for Fargate ephemeral storage"): describe the
+//! key; dry-run both calls without the volume's id; then make the wrapped key and the grant with the volume's id
+//! added.
+
+mod canonical;
+mod document;
+pub mod file;
+mod provision;
+mod rewrap;
+mod seal;
+mod unlock;
+
+pub mod watch;
 
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use document::{Changes, Document, Flaw, Grant, Life, Pending, Slot, Superseded};
+pub use file::EnvelopeFile;
+pub use provision::{Expected, KeyRequest, Ledger, Prepared, prepare, provision};
+pub use rewrap::{Held, Rewrapped, Target, rewrap};
+pub use seal::SealKey;
+pub use unlock::{Unlocked, Unwrapper, unlock};
+
 use crate::geometry::{SectorSize, VolumeSize};
-use crate::kms::{
-    CheckOutcome, ContextError, EncryptionContext, KeyArn, KeyRef, KeyService, KmsError, Lease, LeaseSpec,
-    Principal, WrappedKey,
-};
-use crate::secret::DataKey;
+use crate::kms::{ContextError, EncryptionContext, KmsError, ProviderKind};
+use crate::secret::SecretError;
 
 /// The cipher of every volume, by dm-crypt's name.
 pub const CIPHER: &str = "aes-xts-plain64";
@@ -22,9 +42,83 @@ const CONTEXT_VOLUME: &str = "sealblk:volume";
 /// Context key that holds what decides how bytes are read: cipher, sector size and size.
 const CONTEXT_LAYOUT: &str = "sealblk:layout";
 
+/// Why an envelope cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// A file of it cannot be read or written.
+    #[error("{action} {path}: {source}; check the path, its permissions and the free space", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("envelope {path} is in use by another sealblk; stop it first, or reach it through its control socket", path = _0.display())]
+    InUse(PathBuf),
+    /// Its name is taken.
+    #[error("envelope {path} exists already, and is not overwritten; choose another path", path = _0.display())]
+    Exists(PathBuf),
+    /// It is not a whole envelope.
+    #[error("envelope {path}: {flaw}", path = path.display())]
+    Flaw {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+    /// Somebody without the data key has changed it.
+    #[error(
+        "the envelope of {volume} does not fit its mac: it was changed by somebody who does not have the data key; use a copy that was not"
+    )]
+    Forged {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The KMS does not take the wrapped key for what the envelope says.
+    #[error(
+        "the envelope of {volume}: volume, cipher, sector_size, size, context, key or wrapped is not what the data key was wrapped with: {error}"
+    )]
+    Unbound {
+        /// The volume.
+        volume: VolumeId,
+        /// What came back.
+        error: KmsError,
+    },
+    /// It has no slot for the KMS that was chosen.
+    #[error("the envelope of {volume} has no slot of a KMS of kind {provider}; choose its own with --kms")]
+    NoSlot {
+        /// The volume.
+        volume: VolumeId,
+        /// The kind that was looked for.
+        provider: ProviderKind,
+    },
+    /// A rewrapped key turned out to be another one.
+    #[error(
+        "the data key of {volume} under KMS key {key} is not the volume's: nothing was changed; check what answers in the KMS's place"
+    )]
+    AnotherKey {
+        /// The volume.
+        volume: VolumeId,
+        /// The KMS key.
+        key: String,
+    },
+    /// A KMS call.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// Memory for a key.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The encryption context.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+}
+
 /// A volume's name in contexts, grants and records: `vol-` and 17 hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct VolumeId(String);
 
 impl VolumeId {
@@ -37,6 +131,29 @@ impl VolumeId {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// A text that is no volume id.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no volume id: vol- and 17 hexadecimal digits in lower case")]
+pub struct NoVolumeId(String);
+
+impl TryFrom<String> for VolumeId {
+    type Error = NoVolumeId;
+
+    /// It names files, so nothing else is let in.
+    fn try_from(text: String) -> Result<Self, NoVolumeId> {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let is_id =
+            text.strip_prefix("vol-").is_some_and(|rest| rest.len() == 17 && rest.bytes().all(is_digit));
+        if is_id { Ok(Self(text)) } else { Err(NoVolumeId(text)) }
+    }
+}
+
+impl From<VolumeId> for String {
+    fn from(id: VolumeId) -> Self {
+        id.0
     }
 }
 
@@ -61,21 +178,6 @@ impl fmt::Display for Layout {
     }
 }
 
-/// What a new volume's key should be.
-#[derive(Clone, Debug)]
-pub struct KeyRequest {
-    /// The KMS key that wraps.
-    pub key: KeyRef,
-    /// The user's pairs.
-    pub context: EncryptionContext,
-    /// May unwrap; by default the service's own choice ([`KeyService::parties`]).
-    pub grantee: Option<Principal>,
-    /// May end the grant; by default as above.
-    pub retiring: Option<Principal>,
-    /// Dry-run both calls first.
-    pub preflight: bool,
-}
-
 /// The context of a volume's key: the user's pairs and sealblk's two.
 ///
 /// # Errors
@@ -89,68 +191,6 @@ pub fn bind(
     context.insert(CONTEXT_VOLUME, volume.as_str())?;
     context.insert(CONTEXT_LAYOUT, &layout.to_string())?;
     Ok(context)
-}
-
-/// A volume's key before it is made: everything is checked, nothing exists.
-pub struct Prepared {
-    /// The KMS key, by its ARN.
-    pub key: KeyArn,
-    /// The whole context.
-    pub context: EncryptionContext,
-    /// The grant to be made.
-    pub lease: LeaseSpec,
-}
-
-/// Resolves and judges the KMS key and, unless told otherwise, dry-runs what will be done with it.
-///
-/// # Errors
-/// The [`KmsError`] of the first call or check that failed; nothing has been made.
-pub async fn prepare(
-    kms: &dyn KeyService,
-    request: &KeyRequest,
-    volume: &VolumeId,
-    context: EncryptionContext,
-) -> Result<Prepared, KmsError> {
-    let health = kms.health(&request.key).await?;
-    health.require_usable()?;
-    let (grantee, retiring) = match (&request.grantee, &request.retiring) {
-        (Some(grantee), Some(retiring)) => (grantee.clone(), retiring.clone()),
-        (grantee, retiring) => {
-            let own = kms.parties().await?;
-            (grantee.clone().unwrap_or(own.grantee), retiring.clone().unwrap_or(own.retiring))
-        }
-    };
-    let lease = LeaseSpec { grantee, retiring, name: volume.to_string() };
-    if request.preflight {
-        // As Fargate does it: before the volume has an id.
-        let preflight = kms.preflight(&health.arn, &context.without(CONTEXT_VOLUME), &lease).await?;
-        for check in &preflight.checks {
-            if let CheckOutcome::CannotTell(why) = &check.outcome {
-                tracing::warn!(call = check.call, "preflight cannot tell: {why}");
-            }
-        }
-        preflight.require_passed()?;
-    }
-    Ok(Prepared { key: health.arn, context, lease })
-}
-
-impl Prepared {
-    /// Makes the wrapped key.
-    ///
-    /// # Errors
-    /// The call's.
-    pub async fn generate(&self, kms: &dyn KeyService) -> Result<WrappedKey, KmsError> {
-        let length = u16::try_from(DataKey::LEN).unwrap_or(u16::MAX);
-        kms.generate(&self.key, &self.context, length).await
-    }
-
-    /// Makes the grant.
-    ///
-    /// # Errors
-    /// The call's. A grant that was made without an answer getting through can be found by its name.
-    pub async fn lease(&self, kms: &dyn KeyService) -> Result<Lease, KmsError> {
-        kms.lease(&self.key, &self.context, &self.lease).await
-    }
 }
 
 #[cfg(test)]
@@ -192,6 +232,18 @@ mod tests {
     fn volume_ids_look_like_ebs_ones_and_differ() {
         let (a, b) = (VolumeId::random(), VolumeId::random());
         assert_ne!(a, b);
-        assert!(a.as_str().len() == 21 && a.as_str().starts_with("vol-"));
+        for id in [a, b] {
+            assert_eq!(VolumeId::try_from(id.to_string()), Ok(id));
+        }
+        for bad in [
+            "",
+            "vol-",
+            "vol-0123456789abcdef",
+            "vol-0123456789abcdef0g",
+            "vol-../../../../etc/",
+            "VOL-0123456789abcdef01",
+        ] {
+            assert_eq!(VolumeId::try_from(bad.to_owned()), Err(NoVolumeId(bad.into())));
+        }
     }
 }

@@ -11,7 +11,9 @@ mod context;
 mod error;
 pub mod isolate;
 pub mod local;
+pub mod policy;
 mod types;
+mod witness;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,9 +25,12 @@ use serde::{Deserialize, Serialize};
 pub use context::{ContextError, EncryptionContext};
 pub use error::{Attempts, ErrorClass, KmsError};
 pub use types::{
-    Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyState, Lease, LeaseSpec,
-    Parties, Permit, Preflight, Principal, Released, WrappedKey,
+    Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyCondition, KeyHealth, KeyRef, KeyState,
+    Lease, LeaseSpec, Parties, Permit, Preflight, Principal, Released, WrappedKey,
 };
+#[cfg(test)]
+pub(crate) use witness::Nobody;
+pub use witness::{CallRecord, Place, Resource, Witness, whole_seconds};
 
 use crate::secret::DataKey;
 
@@ -108,7 +113,52 @@ pub enum Provider {
     Aws(aws::Settings),
 }
 
+/// Kind of a key management service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderKind {
+    /// The embedded KMS.
+    Local,
+    /// AWS KMS, or what speaks its protocol.
+    Aws,
+}
+
+impl ProviderKind {
+    /// As `--kms` and documents spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Aws => "aws",
+        }
+    }
+}
+
+impl std::fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Provider {
+    /// Its kind.
+    pub fn kind(&self) -> ProviderKind {
+        match self {
+            Self::Local { .. } => ProviderKind::Local,
+            Self::Aws(_) => ProviderKind::Aws,
+        }
+    }
+
+    /// True if both reach the same service in the same region, so that it can wrap anew what it wrapped itself.
+    pub fn is_same_service(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Local { directory: one }, Self::Local { directory: other }) => one == other,
+            (Self::Aws(one), Self::Aws(other)) => {
+                one.endpoint == other.endpoint && one.region == other.region
+            }
+            (Self::Local { .. } | Self::Aws(_), _) => false,
+        }
+    }
+
     /// Longest time that a call may take with all its retries, once repeated without a token that was refused.
     pub fn patience(&self) -> Duration {
         match self {
@@ -117,22 +167,23 @@ impl Provider {
         }
     }
 
-    /// Opens the service under `role`'s identity. Makes the embedded KMS's directory if it is missing;
-    /// calls no network.
+    /// Opens the service under `role`'s identity; `witness` is told of each call. Makes the embedded KMS's directory
+    /// if it is missing; calls no network.
     ///
     /// # Errors
     /// [`ErrorClass::Config`] for settings that cannot work, [`ErrorClass::Storage`] for a state directory that
     /// cannot be used.
-    pub async fn open(&self, role: Role) -> Result<Arc<dyn KeyService>, KmsError> {
+    pub async fn open(&self, role: Role, witness: Arc<dyn Witness>) -> Result<Arc<dyn KeyService>, KmsError> {
         Ok(match self {
             Self::Local { directory } => {
                 let directory = directory.clone();
                 // It waits for the directory's lock.
                 let opened =
-                    tokio::task::spawn_blocking(move || local::LocalKms::open(&directory, role)).await;
+                    tokio::task::spawn_blocking(move || local::LocalKms::open(&directory, role, witness))
+                        .await;
                 Arc::new(opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
             }
-            Self::Aws(settings) => Arc::new(aws::AwsKms::open(settings, role).await?),
+            Self::Aws(settings) => Arc::new(aws::AwsKms::open(settings, role, witness).await?),
         })
     }
 }
@@ -145,4 +196,14 @@ pub enum Role {
     Provisioner,
     /// Unwraps through its grant and has no other right.
     Host,
+}
+
+impl Role {
+    /// The role's name, as records have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Provisioner => "provisioner",
+            Self::Host => "host",
+        }
+    }
 }

@@ -2,11 +2,16 @@
 //!
 //! The library holds everything but the parsing of flags. docs/architecture.md has the table of layers.
 
+pub mod audit;
 pub mod block;
 pub mod cli;
+pub mod config;
+pub mod control;
 pub mod engine;
 pub mod envelope;
+pub mod files;
 pub mod geometry;
+mod hex;
 pub mod kms;
 pub mod nbd;
 pub mod secret;

@@ -49,6 +49,7 @@ pub struct EncryptedVolume {
     written: AtomicU64,
     flush_failed: AtomicBool,
     stopped: AtomicBool,
+    frozen: AtomicBool,
 }
 
 impl EncryptedVolume {
@@ -61,7 +62,6 @@ impl EncryptedVolume {
     ) -> Self {
         let sector = cipher.sector_size();
         let locks = (0..LOCKS).map(|_| RwLock::new(())).collect();
-        let (flush_failed, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
         Self {
             store,
             cipher,
@@ -70,14 +70,29 @@ impl EncryptedVolume {
             options,
             locks,
             written: AtomicU64::new(0),
-            flush_failed,
-            stopped,
+            flush_failed: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
         }
     }
 
     /// Bytes that clients have written so far, zeros and discards not counted.
     pub fn bytes_written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Refuses to be changed from now on, or takes changes again. Requests under way are finished.
+    pub fn freeze(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Relaxed);
+    }
+
+    /// True while [`EncryptedVolume::freeze`] is in force.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    fn require_thawed(&self) -> Result<(), BlockError> {
+        if self.is_frozen() { Err(BlockError::Frozen) } else { Ok(()) }
     }
 
     fn region(&self, offset: u64) -> &RwLock<()> {
@@ -206,6 +221,7 @@ impl BlockDevice for EncryptedVolume {
 
     fn write(&self, offset: u64, data: &mut [u8], durable: bool) -> Result<(), BlockError> {
         debug_assert!(!self.options.read_only, "the server refuses writes");
+        self.require_thawed()?;
         let length = data.len() as u64;
         let Split { head, body, tail } = self.range(offset, length).split(self.sector);
         let (first, rest) = data.split_at_mut(bytes(head));
@@ -233,6 +249,7 @@ impl BlockDevice for EncryptedVolume {
 
     fn trim(&self, offset: u64, length: u64, durable: bool) -> Result<(), BlockError> {
         debug_assert!(!self.options.read_only, "the server refuses trims");
+        self.require_thawed()?;
         if self.options.discard && self.store.discards_quickly() {
             self.discard_sectors(self.range(offset, length).split(self.sector).body)?;
         }
@@ -241,6 +258,7 @@ impl BlockDevice for EncryptedVolume {
 
     fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes, durable: bool) -> Result<(), BlockError> {
         debug_assert!(!self.options.read_only, "the server refuses zeros");
+        self.require_thawed()?;
         let punch = self.options.discard && how.may_discard;
         if how.fast && !(punch && self.store.discards_quickly()) {
             return Err(BlockError::NotSupported);

@@ -2,7 +2,11 @@
 
 use std::io;
 
+use crate::audit::AuditError;
+use crate::config::{ConfigError, FileError};
+use crate::control::ControlError;
 use crate::engine::EngineError;
+use crate::envelope::EnvelopeError;
 use crate::geometry::GeometryError;
 use crate::kms::{ContextError, ErrorClass, KmsError};
 use crate::nbd::server::ListenError;
@@ -15,15 +19,24 @@ pub enum Failure {
     /// A flag's value, or flags that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A size.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
     /// Starting a volume.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A running volume that was to be reached.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A KMS call.
     #[error(transparent)]
     Kms(#[from] KmsError),
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A file that the command was to read or write.
     #[error("{action} {what}: {source}")]
     File {
@@ -45,6 +58,9 @@ pub enum Failure {
     /// Some leftovers could not be cleared away.
     #[error("{0} of the leftovers could not be cleared away")]
     Leftovers(usize),
+    /// Some lines of the audit log could not be read.
+    #[error("lines of the audit log that are damaged: {0}; the others were shown")]
+    Damaged(usize),
 }
 
 impl Failure {
@@ -52,11 +68,28 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Geometry(_) => 2,
+            Self::Config(error) => config_code(error),
             Self::Engine(error) => engine_code(error),
+            Self::Control(error) => control_code(error),
             Self::Kms(error) => kms_code(error.class),
-            Self::File { .. } => 7,
-            Self::Process { .. } | Self::Leftovers(_) => 1,
+            Self::File { .. } | Self::Audit(_) => 7,
+            Self::Process { .. } | Self::Leftovers(_) | Self::Damaged(_) => 1,
         }
+    }
+}
+
+fn config_code(error: &ConfigError) -> u8 {
+    match error {
+        ConfigError::Content { .. } => 2,
+        ConfigError::File { error, .. } => match error {
+            FileError::NotFound
+            | FileError::Io(_)
+            | FileError::NotRegular
+            | FileError::Writable(_)
+            | FileError::Owner { .. }
+            | FileError::TooLarge
+            | FileError::NotUtf8(_) => 2,
+        },
     }
 }
 
@@ -72,24 +105,65 @@ fn engine_code(error: &EngineError) -> u8 {
             | StoreError::ReadOnly(_)
             | StoreError::Full(_) => 7,
         },
-        EngineError::Listen(error) => match error {
-            ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
-            ListenError::InUse(_) | ListenError::Io { .. } => 8,
-        },
-        EngineError::Context(error) => match error {
-            ContextError::Form(_)
-            | ContextError::EmptyKey
-            | ContextError::Reserved(_)
-            | ContextError::SameButForCase(..)
-            | ContextError::Pairs(_)
-            | ContextError::Characters(_) => 2,
-        },
-        EngineError::Secret(error) => match error {
-            SecretError::Lock { .. } => 2,
-            SecretError::Read(_) => 1,
-            SecretError::Length { .. } | SecretError::EqualHalves => 6,
-        },
-        EngineError::State { .. } => 7,
+        EngineError::Envelope(error) => envelope_code(error),
+        EngineError::Listen(error) => listen_code(error),
+        EngineError::Context(error) => context_code(error),
+        EngineError::Secret(error) => secret_code(error),
+        EngineError::Fleeting => 2,
+    }
+}
+
+fn envelope_code(error: &EnvelopeError) -> u8 {
+    match error {
+        EnvelopeError::Io { .. } | EnvelopeError::InUse(_) | EnvelopeError::Exists(_) => 7,
+        EnvelopeError::Flaw { .. }
+        | EnvelopeError::Forged { .. }
+        | EnvelopeError::Unbound { .. }
+        | EnvelopeError::AnotherKey { .. } => 6,
+        EnvelopeError::NoSlot { .. } => 2,
+        EnvelopeError::Kms(error) => kms_code(error.class),
+        EnvelopeError::Secret(error) => secret_code(error),
+        EnvelopeError::Context(error) => context_code(error),
+    }
+}
+
+fn listen_code(error: &ListenError) -> u8 {
+    match error {
+        ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
+        ListenError::InUse(_) | ListenError::Io { .. } => 8,
+    }
+}
+
+fn control_code(error: &ControlError) -> u8 {
+    match error {
+        ControlError::Listen(error) => listen_code(error),
+        ControlError::Descriptor(_) | ControlError::Timeout { .. } | ControlError::Lost { .. } => 1,
+        ControlError::Absent(_)
+        | ControlError::NobodyListens(_)
+        | ControlError::Permission(_)
+        | ControlError::Connect { .. }
+        | ControlError::NotSealblk { .. } => 8,
+        // It says itself what the same command would have ended with here.
+        ControlError::Refused { exit_code, .. } => *exit_code,
+    }
+}
+
+fn context_code(error: &ContextError) -> u8 {
+    match error {
+        ContextError::Form(_)
+        | ContextError::EmptyKey
+        | ContextError::Reserved(_)
+        | ContextError::SameButForCase(..)
+        | ContextError::Pairs(_)
+        | ContextError::Characters(_) => 2,
+    }
+}
+
+fn secret_code(error: &SecretError) -> u8 {
+    match error {
+        SecretError::Lock { .. } => 2,
+        SecretError::Read(_) => 1,
+        SecretError::Length { .. } | SecretError::EqualHalves => 6,
     }
 }
 
@@ -114,4 +188,4 @@ macro_rules! through_engine {
         })*
     };
 }
-through_engine!(StoreError, ListenError, ContextError);
+through_engine!(StoreError, ListenError, ContextError, EnvelopeError);

@@ -1,7 +1,7 @@
 //! `sealblk kms`: the embedded KMS's keys, its event log and its HTTP face.
 
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use super::output::{self, Event};
 use super::{Failure, options, run};
+use crate::audit::AuditLog;
 use crate::kms::KeyRef;
 use crate::kms::local::{Admin, KeyListing, PrincipalName, ServeOptions, serve};
 use crate::nbd::server::ListenError;
@@ -54,6 +55,30 @@ enum KmsCommand {
     CancelDeletion(KeyArg),
     /// Give a key new material; what the old one wrapped stays readable
     Rotate(KeyArg),
+    /// Show a key's policy
+    GetKeyPolicy(KeyArg),
+    /// Give a key another policy
+    PutKeyPolicy {
+        /// Key id, ARN or alias/NAME
+        key: String,
+        /// The policy, as `aws kms put-key-policy` takes it; - for standard input
+        file: PathBuf,
+        /// Take a policy under which the administrator could not put another
+        #[arg(long)]
+        bypass_policy_lockout_safety_check: bool,
+    },
+    /// Show a principal's own policy
+    GetUserPolicy {
+        /// Whose
+        principal: PrincipalArg,
+    },
+    /// Give a principal another policy of its own
+    PutUserPolicy {
+        /// Whose
+        principal: PrincipalArg,
+        /// The policy, as IAM has it; - for standard input
+        file: PathBuf,
+    },
     /// Show the event log
     Events,
     /// Show credentials for the HTTP face, as shell assignments
@@ -107,11 +132,7 @@ pub(super) fn kms(
     state: impl FnOnce() -> Result<PathBuf, Failure>,
     json: bool,
 ) -> Result<ExitCode, Failure> {
-    let directory = match args.dir {
-        Some(directory) => directory,
-        None => options::local_kms(&state()?),
-    };
-    let admin = Admin::open(&directory)?;
+    let admin = open(args.dir, state, args.command.calls())?;
     match args.command {
         KmsCommand::Create { alias, description } => {
             show(&[admin.create(&description, alias.as_deref())?], json);
@@ -124,6 +145,14 @@ pub(super) fn kms(
         }
         KmsCommand::CancelDeletion(key) => show(&[admin.cancel_deletion(&key.reference())?], json),
         KmsCommand::Rotate(key) => show(&[admin.rotate(&key.reference())?], json),
+        KmsCommand::GetKeyPolicy(key) => output::line(admin.key_policy(&key.reference())?),
+        KmsCommand::PutKeyPolicy { key, file, bypass_policy_lockout_safety_check } => {
+            admin.put_key_policy(&KeyRef::new(key), &text_of(&file)?, bypass_policy_lockout_safety_check)?;
+        }
+        KmsCommand::GetUserPolicy { principal } => output::line(admin.user_policy(principal.into())?),
+        KmsCommand::PutUserPolicy { principal, file } => {
+            admin.put_user_policy(principal.into(), &text_of(&file)?)?;
+        }
         KmsCommand::Events => events(&admin, json)?,
         KmsCommand::Credentials { principal } => credentials(&admin, principal.into(), json)?,
         KmsCommand::Serve { listen, insecure, control } => {
@@ -136,10 +165,45 @@ pub(super) fn kms(
     Ok(ExitCode::SUCCESS)
 }
 
+impl KmsCommand {
+    /// True for those that make calls, which go into the audit log.
+    fn calls(&self) -> bool {
+        !matches!(self, Self::Events | Self::Credentials { .. } | Self::Serve { .. })
+    }
+}
+
+fn open(
+    directory: Option<PathBuf>,
+    state: impl FnOnce() -> Result<PathBuf, Failure>,
+    calls: bool,
+) -> Result<Admin, Failure> {
+    if let (Some(directory), false) = (&directory, calls) {
+        return Ok(Admin::open(directory)?);
+    }
+    let state = state()?;
+    let directory = directory.unwrap_or_else(|| options::local_kms(&state));
+    if !calls {
+        return Ok(Admin::open(&directory)?);
+    }
+    // First, since no call may be made that it cannot show.
+    let audit = AuditLog::open(&state)?;
+    Ok(Admin::open(&directory)?.witnessed_by(audit.for_nobody()))
+}
+
 impl KeyArg {
     fn reference(&self) -> KeyRef {
         KeyRef::new(&self.key)
     }
+}
+
+/// A policy's file, or standard input for `-`.
+fn text_of(file: &Path) -> Result<String, Failure> {
+    let read = match file.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(file),
+    };
+    let what = format!("the policy {}", file.display());
+    read.map_err(|source| Failure::File { action: "read", what, source })
 }
 
 fn show(keys: &[KeyListing], json: bool) {

@@ -1,25 +1,32 @@
-//! `sealblk run`: one ephemeral volume in the foreground.
+//! `sealblk run`: one volume in the foreground.
 
-use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus};
+mod attend;
+mod child;
+
+pub(super) use attend::describe as describe_rewrap;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use tokio::process::Child;
 use tokio::runtime::Runtime;
 
-use super::Failure;
-use super::options::{KmsOptions, Switch};
+use self::attend::{Attendance, Watching};
+use super::envelopes::open_envelope;
+use super::options::{KmsOptions, Switch, fall_back, layout};
 use super::output::{self, Event};
 use super::record_file::RecordFile;
-use super::signals::{Signal, Signals};
-use crate::engine::{self, Record, Running, Specification, journal};
-use crate::envelope::Layout;
-use crate::geometry::{SectorSize, VolumeSize, parse_size};
+use super::signals::Signals;
+use super::{Failure, options};
+use crate::audit::AuditLog;
+use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
+use crate::control;
+use crate::engine::{self, Envelope, NewKey, Record, Running, Source, Specification, sweep};
+use crate::envelope::watch::DEFAULT_INTERVAL;
 use crate::kms::isolate;
 use crate::nbd::server::Address;
-use crate::secret::{Hardening, harden_process, restore_core_limit};
+use crate::secret::{Hardening, harden_process};
 use crate::store::Backing;
 use crate::volume::Options;
 use crate::xts::Implementation;
@@ -31,36 +38,56 @@ Examples:
   sealblk run --size 1G -- sh -c 'nbdcopy disk.img \"$uri\"'
       serves while the command runs; it sees $uri, $unixsocket, $exportname and $SEALBLK_URI
   sealblk run --size 100G --kms aws --key alias/scratch --context team=data --backing /dev/nvme1n1
-      key under AWS KMS, ciphertext on a whole disk";
+      key under AWS KMS, ciphertext on a whole disk
+  sealblk run --size 100G --durable db.envelope --backing /srv/db.img
+      makes a volume that stays; from the second time on: run --envelope db.envelope --backing /srv/db.img
+  sealblk run --envelope task.envelope --kms aws
+      opens what `sealblk provision` made, with no right but the grant";
 
-/// Serves an encrypted scratch volume whose key exists in memory only.
+/// Serves an encrypted volume: a scratch one whose key exists in memory only, or an envelope's.
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct RunArgs {
     /// Size: a number of bytes, or 10G (GiB), 10GB (10^9 bytes), and so with K, M, T
-    #[arg(long, env = "SEALBLK_SIZE")]
-    size: String,
+    #[arg(long, env = "SEALBLK_SIZE", required_unless_present = "envelope")]
+    size: Option<String>,
 
-    /// Bytes enciphered as one unit: 4096, or 512 for clients that need it
-    #[arg(long, default_value = "4096", value_name = "4096|512")]
-    sector_size: String,
+    /// Open the volume of this envelope (`sealblk provision`, or `--durable` once)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["durable", "sector_size", "context", "grantee", "retiring", "key"])]
+    envelope: Option<PathBuf>,
+
+    /// Keep the volume: its backing stays, and FILE becomes its envelope
+    #[arg(long, value_name = "FILE", requires = "backing")]
+    durable: Option<PathBuf>,
+
+    /// File with the envelope's grant token [default: the envelope's name and .token, if there is such a file]
+    #[arg(long, value_name = "FILE", requires = "envelope")]
+    grant_token: Option<PathBuf>,
+
+    /// Write the seal of the first unlock into the envelope; `off` for one that cannot be written
+    #[arg(long, default_value = "on", value_name = "on|off", hide_default_value = true)]
+    seal: Switch,
+
+    /// Bytes enciphered as one unit: 4096, or 512 for clients that need it [default: 4096]
+    #[arg(long, value_name = "4096|512")]
+    sector_size: Option<String>,
 
     /// Where the ciphertext lies: a directory (an unnamed file in it), a file, a block device, or `memory`
     /// [default: $TMPDIR or /var/tmp]
     #[arg(long, env = "SEALBLK_BACKING", value_name = "DIR|FILE|BLOCKDEV|memory")]
     backing: Option<String>,
 
-    /// Give space back on trim and zeros; `off` hides which sectors are used
-    #[arg(long, default_value = "on", value_name = "on|off")]
-    discard: Switch,
+    /// Give space back on trim and zeros; `off` hides which sectors are used [default: on]
+    #[arg(long, value_name = "on|off")]
+    discard: Option<Switch>,
 
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
 
-    /// Code that enciphers
-    #[arg(long, default_value = "aws-lc")]
-    cipher: CipherCode,
+    /// Code that enciphers [default: aws-lc]
+    #[arg(long)]
+    cipher: Option<CipherCode>,
 
     /// Where clients connect: unix:PATH or tcp:HOST:PORT (repeatable) [default: a private Unix socket]
     #[arg(long, value_name = "ADDRESS")]
@@ -78,6 +105,18 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
 
+    /// Take commands on this socket: unix:PATH (docs/control.md)
+    #[arg(long, value_name = "unix:PATH")]
+    control: Option<String>,
+
+    /// How often the KMS key's state is looked at, `off` for never [default: 60s; off with --envelope]
+    #[arg(long, value_name = "TIME|off")]
+    watch_key: Option<String>,
+
+    /// What to do once the KMS key is disabled, scheduled for deletion or gone [default: keep]
+    #[arg(long, value_name = "keep|freeze|detach")]
+    when_key_unusable: Option<WhenUnusable>,
+
     #[command(flatten)]
     kms: KmsOptions,
 
@@ -94,10 +133,82 @@ enum CipherCode {
     Portable,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WhenUnusable {
+    /// Go on serving
+    Keep,
+    /// Refuse writes until the key is usable again
+    Freeze,
+    /// Tear the volume down
+    Detach,
+}
+
 impl RunArgs {
-    fn specification(&self, state: PathBuf) -> Result<Specification, Failure> {
-        let sector: SectorSize = self.sector_size.parse()?;
-        let size = VolumeSize::new(parse_size(&self.size)?, sector)?;
+    /// Takes from the file what no flag or variable said.
+    fn inherit(&mut self, config: &Config) {
+        let file = &config.settings.defaults;
+        fall_back(&mut self.backing, &file.backing, |BackingText(text)| text.clone());
+        fall_back(&mut self.sector_size, &file.sector_size, |Sector(size)| size.to_string());
+        fall_back(&mut self.discard, &file.discard, |on| Switch::from(*on));
+        fall_back(&mut self.cipher, &file.cipher, |cipher| match cipher {
+            Cipher::AwsLc => CipherCode::AwsLc,
+            Cipher::Portable => CipherCode::Portable,
+        });
+        let watch = &config.settings.watch;
+        fall_back(&mut self.watch_key, &watch.interval, ToString::to_string);
+        fall_back(&mut self.when_key_unusable, &watch.when_key_unusable, |what| match what {
+            KeyUnusable::Keep => WhenUnusable::Keep,
+            KeyUnusable::Freeze => WhenUnusable::Freeze,
+            KeyUnusable::Detach => WhenUnusable::Detach,
+        });
+        self.kms.inherit(config);
+    }
+
+    /// The key that is to be made, or the envelope that is to be opened.
+    fn source(&self) -> Result<Source, Failure> {
+        let Some(path) = &self.envelope else {
+            let size = self.size.as_deref().unwrap_or_default();
+            let layout = layout(size, self.sector_size.as_deref())?;
+            let (request, envelope) = (self.kms.key_request()?, self.durable.clone());
+            return Ok(Source::New(NewKey { layout, request, envelope }));
+        };
+        let held = open_envelope(path, self.grant_token.as_deref())?;
+        let (Some(file), document, token) = (held.file, held.document, held.token) else {
+            return Err(Failure::Usage("the envelope has no file".into()));
+        };
+        if let Some(size) = &self.size
+            && layout(size, None)?.size != document.layout().size
+        {
+            let has = document.layout().size.bytes();
+            return Err(Failure::Usage(format!(
+                "--size {size} is not the envelope's size, {has} bytes; leave it out"
+            )));
+        }
+        Ok(Source::Envelope(Box::new(Envelope { file, document, token, seal: self.seal == Switch::On })))
+    }
+
+    /// What is to be done about the KMS key's state.
+    fn watching(&self) -> Result<Watching, Failure> {
+        let default = if self.envelope.is_some() { Interval::Off } else { Interval::Every(DEFAULT_INTERVAL) };
+        let interval = self.watch_key.clone().map_or(Ok(default), Interval::try_from);
+        let interval = match interval.map_err(|why| Failure::Usage(format!("--watch-key: {why}")))? {
+            Interval::Off => None,
+            Interval::Every(interval) => Some(interval),
+        };
+        Ok(Watching { interval, policy: self.when_key_unusable.unwrap_or(WhenUnusable::Keep) })
+    }
+
+    fn control(&self) -> Result<Option<PathBuf>, Failure> {
+        let path = |text: &String| match text.parse()? {
+            Address::Unix(path) => Ok(std::path::absolute(&path).unwrap_or(path)),
+            Address::Tcp(_) => {
+                Err(Failure::Usage(format!("--control {text:?} is not of the form unix:PATH")))
+            }
+        };
+        self.control.as_ref().map(path).transpose()
+    }
+
+    fn specification(&self, state: PathBuf, source: &Source) -> Result<Specification, Failure> {
         let listen = self.listen.iter().map(|text| text.parse()).collect::<Result<Vec<Address>, _>>()?;
         if self.export.len() > 4096 {
             return Err(Failure::Usage("--export has more than 4096 bytes, the most that NBD allows".into()));
@@ -108,31 +219,44 @@ impl RunArgs {
                 Backing::Directory(std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into()).into())
             }
         };
+        let provider = match source {
+            Source::New(_) => self.kms.provider(&state)?,
+            Source::Envelope(envelope) => self.kms.provider_of(&envelope.document, &state)?,
+        };
         Ok(Specification {
-            layout: Layout { sector, size },
-            options: Options { read_only: self.read_only, discard: self.discard == Switch::On },
+            options: Options { read_only: self.read_only, discard: self.discard != Some(Switch::Off) },
             implementation: match self.cipher {
-                CipherCode::AwsLc => Implementation::AwsLc,
-                CipherCode::Portable => Implementation::Portable,
+                None | Some(CipherCode::AwsLc) => Implementation::AwsLc,
+                Some(CipherCode::Portable) => Implementation::Portable,
             },
-            provider: self.kms.provider(&state)?,
-            key: self.kms.key_request()?,
+            provider,
             listen,
             insecure: self.insecure,
             export: self.export.clone(),
+            control: self.control()?,
             backing,
+            audit: AuditLog::open(&state)?,
             state,
-            helper: "/proc/self/exe".into(),
+            helper: options::helper(),
         })
     }
 }
 
-pub(super) fn run(args: RunArgs, state: PathBuf, json: bool) -> Result<ExitCode, Failure> {
-    let specification = args.specification(state)?;
+pub(super) fn run(
+    mut args: RunArgs,
+    config: &Config,
+    state: PathBuf,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    args.inherit(config);
+    let source = args.source()?;
+    let specification = args.specification(state, &source)?;
+    let watching = args.watching()?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let hardening = harden()?;
     let runtime = runtime()?;
-    let result = runtime.block_on(run_volume(&args, json, specification, record, &hardening));
+    let volume = Volume { args: &args, json, source, specification, watching };
+    let result = runtime.block_on(volume.run(record, &hardening));
     // A helper that still waits for a KMS must not hold the exit up.
     runtime.shutdown_background();
     result
@@ -141,7 +265,7 @@ pub(super) fn run(args: RunArgs, state: PathBuf, json: bool) -> Result<ExitCode,
 /// The hidden command behind [`isolate::unwrap`].
 pub(super) fn unwrap() -> Result<ExitCode, Failure> {
     runtime()?
-        .block_on(isolate::serve_stdio())
+        .block_on(isolate::serve_stdio(|place| AuditLog::at(place).map_err(|error| error.to_string())))
         .map_err(|source| Failure::Process { action: "answer the parent process", source })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -162,142 +286,77 @@ pub(super) fn harden() -> Result<Hardening, Failure> {
     Ok(hardening)
 }
 
-async fn run_volume(
-    args: &RunArgs,
+/// One volume, from what was asked for to its record.
+struct Volume<'a> {
+    args: &'a RunArgs,
     json: bool,
+    source: Source,
     specification: Specification,
-    record: Option<RecordFile>,
-    hardening: &Hardening,
-) -> Result<ExitCode, Failure> {
-    let mut signals = handle_signals()?;
-    let state = specification.state.clone();
-    let running = tokio::select! {
-        started = engine::start(specification) => started?,
-        signal = signals.next() => {
-            // What the interrupted start had made is in its journal, as after a crash. A second signal leaves it there.
-            tokio::select! {
-                _ = journal::sweep(&state) => {}
-                _ = signals.next() => {}
+    watching: Watching,
+}
+
+impl Volume<'_> {
+    async fn run(self, record: Option<RecordFile>, hardening: &Hardening) -> Result<ExitCode, Failure> {
+        let Self { args, json, source, specification, watching } = self;
+        let mut signals = handle_signals()?;
+        let (state, audit) = (specification.state.clone(), specification.audit.clone());
+        let control = specification.control.as_deref().map(control::bind).transpose()?;
+        let mut running = tokio::select! {
+            started = engine::start(source, specification) => started?,
+            signal = signals.next() => {
+                // What the interrupted start had made is in its journal, as after a crash. A second signal leaves it
+                // there.
+                tokio::select! {
+                    _ = sweep(&state, &audit, false) => {}
+                    _ = signals.next() => {}
+                }
+                return Ok(signal.exit_code());
             }
-            return Ok(signal.exit_code());
-        }
-    };
-    announce(args, json, &running);
-    let child = match args.command.split_first() {
-        None => Ok(None),
-        Some((program, arguments)) => spawn(program, arguments, &running, args, hardening).map(Some),
-    };
-    let ended = match child {
-        // In a task of its own, so that a panic in it ends in the teardown as well.
-        Ok(child) => tokio::spawn(wait(child, signals))
-            .await
-            .unwrap_or_else(|_| Ended { reason: "internal error".into(), code: ExitCode::FAILURE }),
-        Err(ended) => ended,
-    };
-    // Signals of its own, since the task has kept the others: one that comes now means that it takes too long.
-    let mut signals = handle_signals()?;
-    let teardown = tokio::select! {
-        teardown = running.teardown(ended.reason) => teardown,
-        signal = signals.next() => {
-            output::note("interrupted: what is left over is cleared away by the next start, or by `sealblk gc`");
-            return Ok(signal.exit_code());
-        }
-    };
-    report(args, json, &teardown, record)?;
-    let left_over = args.command.is_empty() && !teardown.is_complete();
-    Ok(if left_over { ExitCode::FAILURE } else { ended.code })
+        };
+        announce(args, json, &running).await;
+        let child = child::start(&args.command, &args.export, &running, hardening);
+        let ended = match child {
+            Ok(child) => {
+                Attendance::begin(&mut running, child, watching, control).await.attend(signals).await
+            }
+            Err(ended) => ended,
+        };
+        // Signals of its own, since the loop has kept the others: one that comes now means that it takes too long.
+        let mut signals = handle_signals()?;
+        let teardown = tokio::select! {
+            teardown = running.teardown(ended.reason) => teardown,
+            signal = signals.next() => {
+                output::note("interrupted: what is left over is cleared away by the next start, or by `sealblk gc`");
+                return Ok(signal.exit_code());
+            }
+        };
+        report(args, json, &teardown, record)?;
+        let left_over = args.command.is_empty() && !teardown.is_complete();
+        Ok(if left_over { ExitCode::FAILURE } else { ended.code })
+    }
 }
 
 pub(super) fn handle_signals() -> Result<Signals, Failure> {
     Signals::new().map_err(|source| Failure::Process { action: "handle signals", source })
 }
 
-fn announce(args: &RunArgs, json: bool, running: &Running) {
+async fn announce(args: &RunArgs, json: bool, running: &Running) {
+    let key = running.key().await;
     if json {
         let details = json!({
             "volume": running.id,
-            "kms_key": running.key,
+            "kms_key": key,
             "uri": running.uris.first(),
             "uris": running.uris,
             "pid": std::process::id(),
         });
         output::line(Event { event: "serving", details }.json());
     } else if args.command.is_empty() {
-        output::note(format!("sealblk: serving {} under {}; Ctrl-C ends it", running.id, running.key));
+        output::note(format!("sealblk: serving {} under {key}; Ctrl-C ends it", running.id));
         for uri in &running.uris {
             output::line(uri);
         }
     }
-}
-
-/// Why serving ended, and what to exit with.
-struct Ended {
-    reason: String,
-    code: ExitCode,
-}
-
-fn spawn(
-    program: &str,
-    arguments: &[String],
-    running: &Running,
-    args: &RunArgs,
-    hardening: &Hardening,
-) -> Result<Child, Ended> {
-    let uri = running.uris.first().map_or("", String::as_str);
-    let child = tokio::process::Command::new(program)
-        .args(arguments)
-        .env("uri", uri)
-        .env("SEALBLK_URI", uri)
-        .env("unixsocket", running.socket.as_deref().unwrap_or(Path::new("")))
-        .env("exportname", &args.export)
-        .spawn();
-    match child {
-        Ok(child) => {
-            // A child that has ended already needs no limit.
-            let _ = child.id().map(|pid| restore_core_limit(hardening, pid));
-            Ok(child)
-        }
-        Err(error) => {
-            output::note(format!("error: cannot run {program:?}: {error}"));
-            // As shells have it: not found, or found and not to be run.
-            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-            Err(Ended { reason: format!("command could not be run: {error}"), code: code.into() })
-        }
-    }
-}
-
-/// Waits for the command's end, or for a signal where there is no command. A signal is passed on to the command,
-/// unless it is a terminal's, which reaches the command by itself; the second one kills it.
-async fn wait(child: Option<Child>, mut signals: Signals) -> Ended {
-    let Some(mut child) = child else {
-        let signal = signals.next().await;
-        return Ended { reason: signal.name().into(), code: ExitCode::SUCCESS };
-    };
-    let mut passed_on = false;
-    loop {
-        tokio::select! {
-            status = child.wait() => return match status {
-                Ok(status) => Ended { reason: format!("command ended: {status}"), code: code_of(status) },
-                Err(error) => Ended { reason: format!("command lost: {error}"), code: ExitCode::FAILURE },
-            },
-            signal = signals.next() => {
-                let by_terminal = signal == Signal::Interrupt && io::stdin().is_terminal();
-                match passed_on {
-                    true => Signal::Kill.send(child.id()),
-                    false if by_terminal => {}
-                    false => signal.send(child.id()),
-                }
-                passed_on = true;
-            }
-        }
-    }
-}
-
-/// As shells have it: 128 and the signal's number for a command that a signal ended.
-fn code_of(status: ExitStatus) -> ExitCode {
-    use std::os::unix::process::ExitStatusExt;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
 fn report(args: &RunArgs, json: bool, record: &Record, file: Option<RecordFile>) -> Result<(), Failure> {

@@ -1,21 +1,19 @@
-//! What a volume would leave behind if its process died, written down before it is made.
+//! What a process would leave behind if it died, written down before it is made.
 //!
-//! One file per living volume in `STATE/volumes`, locked by its process as long as that lives. A file that can be
-//! locked belongs to a dead one: [`sweep`] retires its grant, removes what it left, and then the file.
+//! One file per living volume (or per running `provision` and `rewrap`) in `STATE/volumes`, locked by its process
+//! as long as that lives. A file that can be locked belongs to a dead one: [`sweep`](super::sweep) retires its
+//! grants, removes what it left, and then the file.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::EngineError;
-use super::start::PrivateDirectory;
-use crate::envelope::{Prepared, VolumeId};
-use crate::kms::{GrantRef, KeyArn, KmsError, Provider, Released, Role};
+use crate::envelope::{EnvelopeError, Expected, Ledger, VolumeId};
+use crate::files;
+use crate::kms::{GrantRef, KeyArn, Provider};
 use crate::nbd::server::Listener;
 use crate::store::Leftover;
 
@@ -25,145 +23,188 @@ use crate::store::Leftover;
 pub struct Note {
     /// The volume.
     pub volume: VolumeId,
-    provider: Provider,
-    /// The KMS key.
-    pub key: KeyArn,
-    /// The grant's name, known before the grant is made.
-    grant_name: String,
-    /// The grant is being made, or was: CreateGrant was called, and not refused.
-    grant_expected: bool,
-    /// The grant's id, known afterwards.
-    pub grant_id: Option<String>,
-    sockets: Vec<PathBuf>,
-    directory: Option<PathBuf>,
-    backing: Option<MadeFile>,
+    /// Grants that there may be.
+    pub(super) grants: Vec<GrantNote>,
+    /// The envelope: what it names is its own, and no leftover.
+    pub(super) envelope: Option<EnvelopeNote>,
+    pub(super) sockets: Vec<PathBuf>,
+    pub(super) directory: Option<PathBuf>,
+    pub(super) backing: Option<MadeFile>,
+    /// Where the volume is reached while it lives.
+    pub control: Option<PathBuf>,
+}
+
+/// A grant that there may be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GrantNote {
+    pub(super) provider: Provider,
+    pub(super) key: KeyArn,
+    /// Known before the grant is made.
+    pub(super) name: Option<String>,
+    /// Known afterwards.
+    pub(super) id: Option<String>,
+}
+
+/// The volume's envelope.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EnvelopeNote {
+    pub(super) path: PathBuf,
+    /// It was made together with the volume, and is worth nothing before the first unlock has sealed it.
+    pub(super) undo_unless_sealed: bool,
 }
 
 /// A file that the volume made, told apart from another one of the same name.
 #[derive(Debug, Serialize, Deserialize)]
-struct MadeFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
+pub(super) struct MadeFile {
+    pub(super) path: PathBuf,
+    pub(super) device: u64,
+    pub(super) inode: u64,
 }
 
 impl Note {
-    pub(super) fn new(
-        volume: &VolumeId,
-        provider: &Provider,
-        prepared: &Prepared,
-        listeners: &[Listener],
-        private: Option<&PrivateDirectory>,
-        leftover: &Leftover,
-    ) -> Self {
-        let made = leftover.made_file().and_then(|path| {
-            let metadata = fs::metadata(path).ok()?;
-            let path = std::path::absolute(path).ok()?;
-            Some(MadeFile { path, device: metadata.dev(), inode: metadata.ino() })
-        });
-        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    /// A note of nothing yet.
+    pub(super) fn new(volume: &VolumeId) -> Self {
         Self {
             volume: volume.clone(),
-            provider: provider.clone(),
-            key: prepared.key.clone(),
-            grant_name: prepared.lease.name.clone(),
-            grant_expected: false,
-            grant_id: None,
-            sockets: listeners.iter().filter_map(Listener::path).map(absolute).collect(),
-            directory: private.map(|private| private.path().into()),
-            backing: made,
+            grants: Vec::new(),
+            envelope: None,
+            sockets: Vec::new(),
+            directory: None,
+            backing: None,
+            control: None,
         }
     }
 
+    /// Adds the sockets that will have been abandoned.
+    pub(super) fn with_sockets(mut self, listeners: &[Listener], private: Option<&Path>) -> Self {
+        self.sockets = listeners.iter().filter_map(Listener::path).map(absolute).collect();
+        self.directory = private.map(Into::into);
+        self
+    }
+
+    /// Adds the backing, if it is a file that was made.
+    pub(super) fn with_backing(mut self, leftover: &Leftover) -> Self {
+        self.backing = leftover.made_file().and_then(|path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some(MadeFile { path: absolute(path), device: metadata.dev(), inode: metadata.ino() })
+        });
+        self
+    }
+}
+
+impl GrantNote {
     /// The grant, as well as it is known.
-    fn grant(&self) -> GrantRef<'_> {
-        match &self.grant_id {
-            Some(grant_id) => GrantRef::Id { key: &self.key, grant_id },
-            None => GrantRef::Name { key: &self.key, name: &self.grant_name },
+    pub(super) fn reference(&self) -> Option<GrantRef<'_>> {
+        let key = &self.key;
+        match (&self.id, &self.name) {
+            (Some(grant_id), _) => Some(GrantRef::Id { key, grant_id }),
+            (None, Some(name)) => Some(GrantRef::Name { key, name }),
+            (None, None) => None,
         }
     }
 }
 
-impl Note {
-    /// True if `released` is the last word on the grant. A grant whose making got no answer may appear under its
-    /// name later: the call may still be under way, and lists lag behind (AWS KMS developer guide, "Grants").
-    fn is_settled(&self, released: Released, age: Duration) -> bool {
-        let may_appear = self.grant_expected && self.grant_id.is_none() && released == Released::AlreadyGone;
-        !may_appear || age > GRANT_APPEARS
-    }
-}
-
-/// How long a grant may take to appear, with room to spare: AWS says five minutes.
-const GRANT_APPEARS: Duration = Duration::from_secs(600);
-
-/// The journal of a living volume.
+/// The journal of a living process.
 pub struct Entry {
     note: Note,
     path: PathBuf,
     /// Holds the lock.
-    file: File,
+    lock: File,
 }
 
 impl Entry {
     /// Writes the journal down: on disk when this returns.
-    pub(super) fn create(state: &Path, note: Note) -> Result<Self, EngineError> {
+    pub(super) fn create(state: &Path, note: Note) -> Result<Self, EnvelopeError> {
         let directory = directory(state);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.map_err(failed("make directory", &directory))?;
         require_own(&directory).map_err(failed("use directory", &directory))?;
-        let path = directory.join(format!("{}.json", note.volume));
-        let file = write(&directory, &path, &note).map_err(failed("write journal", &path))?;
-        Ok(Self { note, path, file })
+        // A volume may have several: a dead one of its last run beside the one of a rewrap.
+        let number = &uuid::Uuid::new_v4().simple().to_string()[..8];
+        let path = directory.join(format!("{}-{number}.json", note.volume));
+        let lock = files::create(&path, &text(&note)).map_err(failed("write journal", &path))?;
+        Ok(Self { note, path, lock })
     }
 
-    /// CreateGrant is about to be called.
-    pub(super) fn expect_grant(&mut self) -> Result<(), EngineError> {
-        self.note.grant_expected = true;
-        self.rewrite()
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// CreateGrant was refused.
-    pub(super) fn expect_no_grant(&mut self) -> Result<(), EngineError> {
-        self.note.grant_expected = false;
-        self.rewrite()
+    /// The note.
+    pub(super) fn note(&self) -> &Note {
+        &self.note
     }
 
-    /// CreateGrant has answered.
-    pub(super) fn set_grant(&mut self, id: &str) -> Result<(), EngineError> {
-        self.note.grant_id = Some(id.into());
-        self.rewrite()
-    }
-
-    fn rewrite(&mut self) -> Result<(), EngineError> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        self.file = write(directory, &self.path, &self.note).map_err(failed("write journal", &self.path))?;
+    /// Changes the note: on disk when this returns.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Note)) -> Result<(), EnvelopeError> {
+        change(&mut self.note);
+        self.lock =
+            files::replace(&self.path, &text(&self.note)).map_err(failed("write journal", &self.path))?;
         Ok(())
     }
 
-    /// The grant that is to be ended.
-    pub(super) fn grant(&self) -> GrantRef<'_> {
-        self.note.grant()
-    }
-
-    /// True if `released` is the last word on the grant.
-    pub(super) fn is_settled(&self, released: Released) -> bool {
-        self.note.is_settled(released, Duration::ZERO)
-    }
-
     /// Nothing is left to be cleared away.
-    pub(super) fn remove(self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+    pub(super) fn remove(&self) {
+        if let Err(error) = files::remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the journal");
         }
     }
 }
 
-fn directory(state: &Path) -> PathBuf {
+impl Ledger for Entry {
+    fn expect(&mut self, grant: Expected) -> Result<(), EnvelopeError> {
+        let Expected { provider, key, name } = grant;
+        self.change(|note| note.grants.push(GrantNote { provider, key, name: Some(name), id: None }))
+    }
+
+    fn made(&mut self, id: &str) -> Result<(), EnvelopeError> {
+        self.change(|note| {
+            if let Some(last) = note.grants.last_mut() {
+                last.id = Some(id.into());
+            }
+        })
+    }
+
+    fn refused(&mut self) -> Result<(), EnvelopeError> {
+        self.change(|note| drop(note.grants.pop()))
+    }
+
+    fn will_end(&mut self, provider: &Provider, key: &KeyArn, id: &str) -> Result<(), EnvelopeError> {
+        if self.note.grants.iter().any(|grant| grant.id.as_deref() == Some(id)) {
+            return Ok(());
+        }
+        let grant =
+            GrantNote { provider: provider.clone(), key: key.clone(), name: None, id: Some(id.into()) };
+        self.change(|note| note.grants.push(grant))
+    }
+}
+
+/// Notes of all volumes that live on this host, as far as this user may read them.
+pub fn living(state: &Path) -> Vec<Note> {
+    let entries = fs::read_dir(directory(state)).into_iter().flatten().flatten();
+    let journals = entries.map(|entry| entry.path()).filter(|path| is_journal(path));
+    let alive = journals.filter(|path| matches!(files::lock_if_free(path), Ok(None)));
+    alive.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
+}
+
+fn text(note: &Note) -> Vec<u8> {
+    // Texts, numbers and lists; paths were checked to be UTF-8 before.
+    serde_json::to_vec_pretty(note).unwrap_or_default()
+}
+
+pub(super) fn directory(state: &Path) -> PathBuf {
     state.join("volumes")
 }
 
+pub(super) fn is_journal(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
+}
+
 /// Journals name files to remove and services to call: they are believed only where nobody else can write them.
-fn require_own(directory: &Path) -> io::Result<()> {
+pub(super) fn require_own(directory: &Path) -> io::Result<()> {
     let metadata = fs::metadata(directory)?;
     if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others own it or may write to it"));
@@ -171,167 +212,11 @@ fn require_own(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EngineError {
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EnvelopeError {
     let path = path.to_path_buf();
-    move |source| EngineError::State { action, path, source }
+    move |source| EnvelopeError::Io { action, path, source }
 }
 
-/// Replaces `path` as a whole; the returned file holds the lock of the new one.
-fn write(directory: &Path, path: &Path, note: &Note) -> io::Result<File> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    file.write_all(&serde_json::to_vec_pretty(note)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()?;
-    Ok(file)
-}
-
-/// What became of a dead volume's leftovers.
-pub struct Swept {
-    /// The journal's file.
-    pub path: PathBuf,
-    /// The volume, where its journal could be read.
-    pub volume: Option<VolumeId>,
-    /// How its grant ended, or why something is still left.
-    pub outcome: Result<Released, SweepError>,
-}
-
-/// Why a dead volume's leftovers are still there.
-#[derive(Debug, thiserror::Error)]
-pub enum SweepError {
-    /// The journal cannot be read, or what it names cannot be removed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// The grant could not be ended.
-    #[error("{0}")]
-    Kms(#[from] KmsError),
-    /// CreateGrant got no answer, and there is no such grant (yet).
-    #[error("its grant may still appear; try again ten minutes after its start")]
-    Unsettled,
-}
-
-/// Clears away what dead volumes left: grants, sockets, named backings. What cannot be cleared stays in the
-/// journal and is reported; a volume that lives is not touched.
-pub async fn sweep(state: &Path) -> Vec<Swept> {
-    let mut all = Vec::new();
-    let directory = directory(state);
-    match require_own(&directory) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return all,
-        Err(error) => {
-            tracing::warn!(path = %directory.display(), %error, "journals are not read");
-            return all;
-        }
-    }
-    let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()) {
-        if path.extension().is_none_or(|extension| extension != "json") {
-            remove_unfinished(&path);
-            continue;
-        }
-        let Some(mut file) = lock_if_dead(&path) else { continue };
-        let mut volume = None;
-        let outcome = clear(&path, &mut file, &mut volume).await;
-        match &outcome {
-            Ok(released) => tracing::info!(path = %path.display(), ?released, "cleared a dead volume away"),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot clear a dead volume away"),
-        }
-        all.push(Swept { path, volume, outcome });
-    }
-    all
-}
-
-/// A journal whose writer died before it got its name; what it would have said stands in the one it was to replace.
-/// Only an old one: a young one's writer may be about to lock it.
-fn remove_unfinished(path: &Path) {
-    let age = fs::metadata(path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
-    if !matches!(age, Ok(Ok(age)) if age > Duration::from_secs(60)) {
-        return;
-    }
-    let removed = lock_if_dead(path).map(|_lock| fs::remove_file(path));
-    if let Some(Err(error)) = removed {
-        tracing::warn!(path = %path.display(), %error, "cannot remove an unfinished journal");
-    }
-}
-
-/// Opens and locks the journal of a process that is dead.
-fn lock_if_dead(path: &Path) -> Option<File> {
-    let file = File::open(path).ok()?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    // It may have been replaced or removed between the two calls; then somebody else has dealt with it.
-    let (opened, named) = (file.metadata().ok()?, fs::metadata(path).ok()?);
-    (opened.ino() == named.ino()).then_some(file)
-}
-
-async fn clear(path: &Path, file: &mut File, volume: &mut Option<VolumeId>) -> Result<Released, SweepError> {
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    let note: Note = serde_json::from_str(&text).map_err(io::Error::from)?;
-    *volume = Some(note.volume.clone());
-    // First what needs nobody else: the KMS may be out of reach. One failure does not keep the other from its end.
-    let files = remove_files(&note);
-    let kms = note.provider.open(Role::Provisioner).await?;
-    let released = kms.release(&note.grant()).await?;
-    files?;
-    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
-    if !note.is_settled(released, age) {
-        return Err(SweepError::Unsettled);
-    }
-    fs::remove_file(path)?;
-    Ok(released)
-}
-
-/// Tries all of them, and fails with the first failure.
-fn remove_files(note: &Note) -> io::Result<()> {
-    let sockets = note.sockets.iter().filter(|path| crate::nbd::server::is_abandoned(path));
-    let sockets = sockets.map(fs::remove_file).fold(Ok(()), io::Result::and);
-    let directory = match note.directory.as_ref().map(fs::remove_dir) {
-        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    let made = note.backing.as_ref().filter(|made| {
-        fs::symlink_metadata(&made.path).is_ok_and(|now| (now.dev(), now.ino()) == (made.device, made.inode))
-    });
-    let backing = made.map_or(Ok(()), |made| fs::remove_file(&made.path));
-    sockets.and(directory).and(backing)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn note(grant_expected: bool, grant_id: Option<&str>) -> Note {
-        Note {
-            volume: VolumeId::random(),
-            provider: Provider::Local { directory: "/nonexistent".into() },
-            key: KeyArn::new("arn"),
-            grant_name: "name".into(),
-            grant_expected,
-            grant_id: grant_id.map(Into::into),
-            sockets: Vec::new(),
-            directory: None,
-            backing: None,
-        }
-    }
-
-    #[test]
-    fn a_grant_without_an_answer_is_waited_for() {
-        let (now, later) = (Duration::ZERO, GRANT_APPEARS + Duration::from_secs(1));
-        assert!(!note(true, None).is_settled(Released::AlreadyGone, now));
-        assert!(note(true, None).is_settled(Released::AlreadyGone, later));
-        assert!(note(true, None).is_settled(Released::Retired, now));
-        assert!(note(true, Some("id")).is_settled(Released::AlreadyGone, now));
-        assert!(note(false, None).is_settled(Released::AlreadyGone, now));
-    }
-
-    #[test]
-    fn files_that_are_gone_already_are_no_failure() {
-        let mut note = note(false, None);
-        note.sockets.push("/nonexistent/socket".into());
-        note.directory = Some("/nonexistent".into());
-        note.backing = Some(MadeFile { path: "/nonexistent/file".into(), device: 1, inode: 2 });
-        assert!(remove_files(&note).is_ok());
-    }
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.into())
 }

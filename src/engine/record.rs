@@ -55,10 +55,34 @@ impl Record {
 #[derive(Debug, Serialize)]
 pub struct GrantEnd {
     /// Its id.
-    pub id: String,
+    pub id: Option<String>,
     /// How.
     #[serde(flatten)]
-    pub ended: Ended<Released>,
+    pub ended: Ended<GrantEnding>,
+}
+
+/// What has become of a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantEnding {
+    /// RetireGrant succeeded.
+    Retired,
+    /// RetireGrant was refused, RevokeGrant succeeded.
+    Revoked,
+    /// There was no such grant any more.
+    AlreadyGone,
+    /// It is the envelope's, and whoever provisioned ends it (`sealblk retire`).
+    Kept,
+}
+
+impl From<Released> for GrantEnding {
+    fn from(released: Released) -> Self {
+        match released {
+            Released::Retired => Self::Retired,
+            Released::Revoked => Self::Revoked,
+            Released::AlreadyGone => Self::AlreadyGone,
+        }
+    }
 }
 
 /// How the backing ended.

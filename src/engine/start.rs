@@ -9,14 +9,20 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::journal::{self, Entry, Note};
-use super::{EngineError, Running, Specification, Step};
-use crate::envelope::{self, Layout, Prepared, VolumeId};
+use super::journal::{Entry, EnvelopeNote, Note};
+use super::running::{Keep, Running};
+use super::sweep::{abandon, sweep};
+use super::{EngineError, Envelope, Source, Specification, Step};
+use crate::audit::AuditLog;
+use crate::envelope::{
+    self, Document, EnvelopeError, EnvelopeFile, Held, Layout, Life, Prepared, Unlocked, Unwrapper, VolumeId,
+    bind,
+};
 use crate::geometry::VolumeSize;
-use crate::kms::{KeyService, Lease, Role, isolate};
-use crate::nbd::server::{Address, Export, Limits, Listener, serve};
+use crate::kms::{GrantToken, KeyService, Role};
+use crate::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
 use crate::secret::DataKey;
-use crate::store::{FileStore, Leftover};
+use crate::store::{Backing, FileStore, Leftover};
 use crate::volume::EncryptedVolume;
 
 /// For what dead volumes left: a KMS that cannot be reached must not hold a start up.
@@ -27,58 +33,65 @@ const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 /// # Errors
 /// An [`EngineError`]; what was made until then is undone, and what could not be undone stays in the journal for
 /// the next start or `sealblk gc`.
-pub async fn start(specification: Specification) -> Result<Running, EngineError> {
-    let id = VolumeId::random();
+pub async fn start(source: Source, specification: Specification) -> Result<Running, EngineError> {
     let mut steps = vec![Step::now("started")];
-    let context = envelope::bind(&specification.key.context, &id, specification.layout)?;
-    if tokio::time::timeout(SWEEP_DEADLINE, journal::sweep(&specification.state)).await.is_err() {
-        tracing::warn!("dead volumes' grants could not be retired in time; the next start tries again");
-    }
+    clear_away(&specification.state, &specification.audit).await;
     let mut listeners = listen(&specification).await?;
     steps.push(Step::now("listening"));
-    let kms = specification.provider.open(Role::Provisioner).await?;
-    let prepared = envelope::prepare(&*kms, &specification.key, &id, context).await?;
+    let owns_grants = matches!(&source, Source::New(new) if new.envelope.is_none());
+    let mut plan = Plan::of(source, &specification).await?;
     steps.push(Step::now("key-checked"));
-    let (store, leftover) = open_backing(&specification).await?;
+    let (store, leftover) = open_backing(&specification.backing, &plan).await?;
     steps.push(Step::now("backing-opened"));
     // Nobody else has its name, so it need not be made early; and from here on the journal knows it at once.
     let private = if listeners.is_empty() { Some(listen_privately(&mut listeners).await?) } else { None };
-    let note = Note::new(&id, &specification.provider, &prepared, &listeners, private.as_ref(), &leftover);
+    let note = Note::new(&plan.document.volume)
+        .with_sockets(&listeners, private.as_ref().map(PrivateDirectory::path))
+        .with_backing(&leftover);
+    let note = Note { envelope: plan.note(), control: specification.control.clone(), ..note };
     let mut journal = Entry::create(&specification.state, note)?;
-    let (lease, key) = match unlock(&specification, &*kms, &prepared, &mut journal, &mut steps).await {
+    let by = Unwrapper {
+        helper: specification.helper.clone(),
+        provider: specification.provider.clone(),
+        witness: specification.audit.for_volume(plan.document.volume.as_str()),
+    };
+    let unlocked = match plan.unlock(&by, &mut journal, &mut steps).await {
         Ok(unlocked) => unlocked,
         Err(error) => {
-            abandon(&*kms, journal).await;
+            drop((listeners, private, store, leftover));
+            abandon(journal, &specification.audit).await;
             return Err(error);
         }
     };
-    let volume = Arc::new(open_volume(&specification, store, key));
+    let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
+    let held = plan.into_held(unlocked.seal);
+    let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
+    let layout = held.document.layout();
+    let volume = Arc::new(open_volume(&specification, layout, store, unlocked.key));
     steps.push(Step::now("unlocked"));
+    let id = held.document.volume.clone();
     let export = Export {
         name: specification.export.clone(),
-        description: format!("sealblk {id}, {}", specification.layout),
+        description: format!("sealblk {id}, {layout}"),
         device: volume.clone(),
     };
     let uris = listeners.iter().map(|listener| listener.uri(&specification.export)).collect();
     let socket = listeners.iter().find_map(Listener::path).map(Path::to_path_buf);
-    let (stop, stopped) = watch::channel(false);
-    let server = tokio::spawn(serve(listeners, export, Limits::default(), stopped));
+    let (stop, stopped) = watch::channel(Signal::Run);
+    let server = tokio::spawn(serve(listeners, export, Limits::default(), Resumed::default(), stopped));
     steps.push(Step::now("serving"));
     Ok(Running {
         id,
-        key: prepared.key,
         uris,
         socket,
-        provider: specification.provider,
-        kms,
-        context: prepared.context,
-        layout: specification.layout,
-        grant_id: lease.grant_id,
-        token: lease.token,
+        health,
+        by,
+        owns_grants,
+        keep: Arc::new(tokio::sync::Mutex::new(Keep { held, journal })),
+        layout,
         volume,
         backing: specification.backing.describe(),
         leftover,
-        journal,
         private,
         stop,
         server,
@@ -86,9 +99,106 @@ pub async fn start(specification: Specification) -> Result<Running, EngineError>
     })
 }
 
+/// Clears away what dead volumes left, if that does not take too long.
+pub(super) async fn clear_away(state: &Path, audit: &AuditLog) {
+    if tokio::time::timeout(SWEEP_DEADLINE, sweep(state, audit, false)).await.is_err() {
+        tracing::warn!("dead volumes' grants could not be retired in time; the next start tries again");
+    }
+}
+
+/// Everything that is known about the key before anything is made.
+struct Plan {
+    document: Document,
+    token: Option<GrantToken>,
+    file: Option<EnvelopeFile>,
+    /// Writes the file once the volume is unlocked.
+    seals: bool,
+    /// For a key that is still to be made: who makes it, and where its envelope goes.
+    making: Option<Making>,
+}
+
+struct Making {
+    kms: Arc<dyn KeyService>,
+    prepared: Prepared,
+    envelope: Option<PathBuf>,
+}
+
+impl Plan {
+    /// Everything of the key that can be told before anything is made.
+    async fn of(source: Source, specification: &Specification) -> Result<Self, EngineError> {
+        match source {
+            Source::New(new) => {
+                let life = if new.envelope.is_some() { Life::Durable } else { Life::Ephemeral };
+                let id = VolumeId::random();
+                let whole = bind(&new.request.context, &id, new.layout)?;
+                let witness = specification.audit.for_volume(id.as_str());
+                let kms = specification.provider.open(Role::Provisioner, witness).await?;
+                let prepared = envelope::prepare(&*kms, &new.request, id.to_string(), whole).await?;
+                if let Some(path) = new.envelope.as_ref().filter(|path| path.exists()) {
+                    return Err(EnvelopeError::Exists(path.clone()).into());
+                }
+                let document = Document::new(id, life, new.layout, new.request.context);
+                let making = Some(Making { kms, prepared, envelope: new.envelope });
+                Ok(Self { document, token: None, file: None, seals: true, making })
+            }
+            Source::Envelope(envelope) => {
+                let Envelope { file, document, token, seal } = *envelope;
+                Ok(Self { document, token, file: Some(file), seals: seal, making: None })
+            }
+        }
+    }
+
+    /// True if the backing holds the volume's data already.
+    fn is_reopened(&self) -> bool {
+        self.document.life == Life::Durable && self.document.is_sealed()
+    }
+
+    fn note(&self) -> Option<EnvelopeNote> {
+        let made_here = self.making.as_ref().and_then(|making| making.envelope.clone());
+        let undo_unless_sealed = made_here.is_some();
+        let path = made_here.or_else(|| self.file.as_ref().map(|file| file.path().into()))?;
+        Some(EnvelopeNote { path: std::path::absolute(&path).unwrap_or(path), undo_unless_sealed })
+    }
+
+    /// Makes the key, if it is to be made here, and unlocks it.
+    async fn unlock(
+        &mut self,
+        by: &Unwrapper,
+        journal: &mut Entry,
+        steps: &mut Vec<Step>,
+    ) -> Result<Unlocked, EngineError> {
+        if let Some(Making { kms, prepared, envelope }) = &self.making {
+            let lease =
+                envelope::provision(&mut self.document, &**kms, &by.provider, prepared, false, journal)
+                    .await?;
+            if let Some(path) = envelope {
+                envelope::file::write_token(&envelope::file::token_path(path), &lease.token)?;
+                self.file = Some(EnvelopeFile::create(path, &mut self.document)?);
+            }
+            self.token = Some(lease.token);
+            steps.push(Step::now("provisioned"));
+        }
+        let unlocked = envelope::unlock(&mut self.document, by, self.token.as_ref()).await?;
+        if let Some(file) = self.file.as_mut().filter(|_| unlocked.changed && self.seals) {
+            file.write(&mut self.document)?;
+            steps.push(Step::now("sealed"));
+        }
+        Ok(unlocked)
+    }
+
+    fn into_held(self, seal: crate::envelope::SealKey) -> Held {
+        Held { document: self.document, file: self.file, seal: Some(seal), token: self.token }
+    }
+}
+
 /// Keys the cipher and wipes the raw key.
-fn open_volume(specification: &Specification, store: FileStore, key: DataKey) -> EncryptedVolume {
-    let Layout { sector, size } = specification.layout;
+fn open_volume(
+    specification: &Specification,
+    layout: Layout,
+    store: FileStore,
+    key: DataKey,
+) -> EncryptedVolume {
+    let Layout { sector, size } = layout;
     if size.bytes() > VolumeSize::ADVISED {
         tracing::warn!("the volume is over 1 TiB, the most that IEEE P1619 advises to encrypt under one key");
     }
@@ -98,54 +208,17 @@ fn open_volume(specification: &Specification, store: FileStore, key: DataKey) ->
 }
 
 /// On a thread that may block: discarding a whole disk takes its time, and a signal must get through meanwhile.
-async fn open_backing(specification: &Specification) -> Result<(FileStore, Leftover), EngineError> {
-    let (backing, size) = (specification.backing.clone(), specification.layout.size.bytes());
-    let opened = tokio::task::spawn_blocking(move || backing.open_new(size)).await;
-    Ok(opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
-}
-
-/// Makes the key and its grant, and unwraps the key through the grant.
-async fn unlock(
-    specification: &Specification,
-    kms: &dyn KeyService,
-    prepared: &Prepared,
-    journal: &mut Entry,
-    steps: &mut Vec<Step>,
-) -> Result<(Lease, DataKey), EngineError> {
-    let wrapped = prepared.generate(kms).await?;
-    journal.expect_grant()?;
-    let lease = match prepared.lease(kms).await {
-        Ok(lease) => lease,
-        Err(error) => {
-            if error.is_definite() {
-                journal.expect_no_grant()?;
-            }
-            return Err(error.into());
-        }
-    };
-    journal.set_grant(&lease.grant_id)?;
-    steps.push(Step::now("provisioned"));
-    let key = isolate::unwrap(
-        &specification.helper,
-        &specification.provider,
-        &wrapped,
-        &prepared.context,
-        Some(&lease.token),
-        specification.provider.patience(),
-    )
-    .await?;
-    Ok((lease, key))
-}
-
-/// Ends the grant that [`unlock`] may have made before it failed.
-async fn abandon(kms: &dyn KeyService, journal: Entry) {
-    match kms.release(&journal.grant()).await {
-        Ok(released) if journal.is_settled(released) => journal.remove(),
-        Ok(_) => tracing::warn!("a grant may still appear; the next start or `sealblk gc` looks again"),
-        Err(error) => {
-            tracing::warn!(%error, "a grant may be left over; the next start or `sealblk gc` retires it");
-        }
+async fn open_backing(backing: &Backing, plan: &Plan) -> Result<(FileStore, Leftover), EngineError> {
+    if plan.document.life == Life::Durable && matches!(backing, Backing::Memory | Backing::Directory(_)) {
+        return Err(EngineError::Fleeting);
     }
+    let (backing, size) = (backing.clone(), plan.document.layout().size.bytes());
+    let reopened = plan.is_reopened();
+    let opened = tokio::task::spawn_blocking(move || match reopened {
+        true => backing.open_existing(size),
+        false => backing.open_new(size),
+    });
+    Ok(opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }
 
 /// Binds the addresses that were asked for.
@@ -168,12 +241,12 @@ async fn listen_privately(listeners: &mut Vec<Listener>) -> Result<PrivateDirect
 pub(super) struct PrivateDirectory(PathBuf);
 
 impl PrivateDirectory {
-    fn make() -> Result<Self, EngineError> {
+    fn make() -> Result<Self, EnvelopeError> {
         let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
         let name = format!("sealblk-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let path = parent.unwrap_or_else(std::env::temp_dir).join(name);
         let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|source: io::Error| EngineError::State {
+        made.map_err(|source: io::Error| EnvelopeError::Io {
             action: "make directory",
             path: path.clone(),
             source,

@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
-use super::record::BackingEnd;
+use super::journal::{Entry, GrantNote};
+use super::record::{BackingEnd, GrantEnding};
+use super::running::Keep;
 use super::{Ended, GrantEnd, Record, Running, Step};
-use crate::envelope;
-use crate::kms::{GrantRef, Provider};
+use crate::envelope::{self, Held};
+use crate::kms::{GrantRef, KmsError, Role, Witness};
+use crate::nbd::server::Signal;
+use crate::store::{Disposal, Leftover};
 
 impl Running {
     /// Ends the volume and tells how. Does not fail: what could not be ended is said in the record and, for the
     /// grant, kept in the journal.
     pub async fn teardown(mut self, reason: String) -> Record {
-        self.steps.push(Step::now("stopping"));
+        self.happened("stopping");
         // The server is gone only if its task panicked, and then there is nothing to stop.
-        let _ = self.stop.send(true);
+        let _ = self.stop.send(Signal::End);
         let served = self.server.await.unwrap_or_else(|error| {
             tracing::error!(%error, "the server ended early");
             Default::default()
@@ -26,39 +30,28 @@ impl Running {
             tracing::error!("something still refers to the volume; its keys are wiped when the process ends");
         }
         self.steps.push(Step::now("keys-wiped"));
-        let grant = GrantRef::Token { key: &self.key, grant_id: &self.grant_id, token: &self.token };
-        let grant = match self.kms.release(&grant).await {
-            Ok(released) => Ended::Ended(released),
-            Err(error) => {
-                tracing::error!(%error, "the grant is left over; the next start or `sealblk gc` retires it");
-                Ended::Failed(error.to_string())
-            }
+        let mut keep = self.keep.lock_owned().await;
+        let Keep { held, journal } = &mut *keep;
+        held.seal = None;
+        let grant = if self.owns_grants {
+            end_grants(held, journal, &self.by.witness).await
+        } else {
+            Ended::Ended(GrantEnding::Kept)
         };
         self.steps.push(Step::now("grant-released"));
-        let leftover = self.leftover;
-        // A whole disk may take its time to discard; a signal must get through meanwhile.
-        let disposed =
-            tokio::task::spawn_blocking(|| leftover.dispose().map_err(|error| error.to_string())).await;
-        let backing = match disposed.unwrap_or_else(|panic| Err(panic.to_string())) {
-            Ok(disposal) => Ended::Ended(disposal),
-            Err(error) => {
-                tracing::error!(%error, "the backing is left over");
-                Ended::Failed(error)
-            }
-        };
+        let backing = dispose(self.leftover).await;
         if matches!((&grant, &backing), (Ended::Ended(_), Ended::Ended(_))) {
-            self.journal.remove();
+            journal.remove();
         }
         drop(self.private);
         self.steps.push(Step::now("backing-removed"));
+        let document = &held.document;
+        let slot = &document.slots[0];
         Record {
             volume: self.id,
-            kms_key: self.key,
-            provider: match self.provider {
-                Provider::Local { .. } => "local",
-                Provider::Aws(_) => "aws",
-            },
-            encryption_context: self.context,
+            kms_key: slot.key.clone(),
+            provider: slot.provider.as_str(),
+            encryption_context: document.whole_context(),
             cipher: envelope::CIPHER,
             sector_size: self.layout.sector.bytes(),
             size: self.layout.size.bytes(),
@@ -67,9 +60,57 @@ impl Running {
             connections_cut: served.cut_off,
             reason,
             keys_wiped,
-            grant: GrantEnd { id: self.grant_id, ended: grant },
+            grant: GrantEnd { id: slot.grant.as_ref().map(|grant| grant.id.clone()), ended: grant },
             backing: BackingEnd { place: self.backing, ended: backing },
             steps: self.steps,
+        }
+    }
+}
+
+/// Ends every grant that this run has made. Tells how the first slot's ended, or what failed.
+async fn end_grants(held: &Held, journal: &Entry, witness: &Arc<dyn Witness>) -> Ended<GrantEnding> {
+    let main =
+        held.document.slots.first().and_then(|slot| slot.grant.as_ref()).map(|grant| grant.id.as_str());
+    let mut ended = Ended::Ended(GrantEnding::Kept);
+    for note in &journal.note().grants {
+        let is_main = note.id.as_deref() == main;
+        match release(note, held, is_main, witness.clone()).await {
+            Ok(ending) if is_main && !matches!(ended, Ended::Failed(_)) => ended = Ended::Ended(ending),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "a grant is left over; the next start or `sealblk gc` retires it");
+                ended = Ended::Failed(error.to_string());
+            }
+        }
+    }
+    ended
+}
+
+async fn release(
+    note: &GrantNote,
+    held: &Held,
+    is_main: bool,
+    witness: Arc<dyn Witness>,
+) -> Result<GrantEnding, KmsError> {
+    let kms = note.provider.open(Role::Provisioner, witness).await?;
+    let by_token = match (&held.token, &note.id) {
+        // The token ends the grant even before it has reached every host of the service.
+        (Some(token), Some(grant_id)) if is_main => Some(GrantRef::Token { key: &note.key, grant_id, token }),
+        _ => None,
+    };
+    let Some(reference) = by_token.or_else(|| note.reference()) else { return Ok(GrantEnding::Kept) };
+    Ok(kms.release(&reference).await?.into())
+}
+
+async fn dispose(leftover: Leftover) -> Ended<Disposal> {
+    // A whole disk may take its time to discard; a signal must get through meanwhile.
+    let disposed =
+        tokio::task::spawn_blocking(|| leftover.dispose().map_err(|error| error.to_string())).await;
+    match disposed.unwrap_or_else(|panic| Err(panic.to_string())) {
+        Ok(disposal) => Ended::Ended(disposal),
+        Err(error) => {
+            tracing::error!(%error, "the backing is left over");
+            Ended::Failed(error)
         }
     }
 }

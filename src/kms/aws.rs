@@ -1,8 +1,9 @@
 //! AWS KMS through the AWS SDK.
 //!
-//! A `session` is one identity's client, configured by a `connector`, and makes every call. One file per group of calls stands on it: `health`, `data_key`, `grant`, `preflight`,
-//! `identity`. `failure` is the only place that reads the SDK's errors, `retry` the only one that decides
-//! about retries, `endpoint` the only one that decides where requests go.
+//! A `session` is one identity's client, configured by a `connector`, and makes every call. One file per group of
+//! calls stands on it: `health`, `data_key`, `grant`, `preflight`, `identity`. `failure` is the only place that
+//! reads the SDK's errors, `retry` the only one that decides about retries, `endpoint` the only one that decides
+//! where requests go, `record` the one that tells the witness of every attempt.
 //!
 //! What the environment may decide: credentials, profile, region, proxy, FIPS and dual-stack endpoints. What it
 //! may not: the address of KMS (`AWS_ENDPOINT_URL*`, `endpoint_url` of a profile), because whoever sets it would
@@ -16,11 +17,13 @@ mod grant;
 mod health;
 mod identity;
 mod preflight;
+mod record;
 mod retry;
 mod session;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +33,7 @@ use self::connector::Connector;
 use self::session::Session;
 use super::{
     Caps, EncryptionContext, GrantRef, KeyArn, KeyHealth, KeyRef, KeyService, KmsError, Lease, LeaseSpec,
-    Parties, Permit, Preflight, Released, Role, WrappedKey,
+    Parties, Permit, Preflight, Released, Role, Witness, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -80,17 +83,17 @@ pub struct AwsKms {
 }
 
 impl AwsKms {
-    /// Reads the SDK's configuration for `role`. Calls neither KMS nor STS; without a region in `settings`, in the
+    /// Reads the SDK's configuration for `role`; `witness` is told of each attempt of each call. Calls neither KMS nor STS; without a region in `settings`, in the
     /// environment or in the profile, the instance metadata service is asked for one.
     ///
     /// # Errors
     /// [`ErrorClass::Config`](super::ErrorClass::Config) without a region, or for an endpoint that may not be used.
-    pub async fn open(settings: &Settings, role: Role) -> Result<Self, KmsError> {
-        Self::connect(Connector::new(settings.clone()), role).await
+    pub async fn open(settings: &Settings, role: Role, witness: Arc<dyn Witness>) -> Result<Self, KmsError> {
+        Self::connect(Connector::new(settings.clone()), role, witness).await
     }
 
-    async fn connect(connector: Connector, role: Role) -> Result<Self, KmsError> {
-        Ok(Self { session: Session::open(connector, role).await? })
+    async fn connect(connector: Connector, role: Role, witness: Arc<dyn Witness>) -> Result<Self, KmsError> {
+        Ok(Self { session: Session::open(connector, role, witness).await? })
     }
 }
 
@@ -101,7 +104,7 @@ impl KeyService for AwsKms {
     }
 
     async fn parties(&self) -> Result<Parties, KmsError> {
-        identity::parties(self.session.connector()).await
+        identity::parties(&self.session).await
     }
 
     async fn health(&self, key: &KeyRef) -> Result<KeyHealth, KmsError> {

@@ -75,16 +75,30 @@ impl EncryptionContext {
     /// As [`EncryptionContext::insert`], and [`ContextError::Form`] or [`ContextError::Reserved`].
     pub fn insert_text(&mut self, text: &str) -> Result<(), ContextError> {
         if let Some((key, value)) = text.split_once('=') {
-            return self.insert_users(key, value);
+            return self.insert_pair(key, value);
         }
         for pair in text.split(',') {
             let (key, value) = pair.split_once(':').ok_or_else(|| ContextError::Form(pair.into()))?;
-            self.insert_users(key.trim(), value.trim())?;
+            self.insert_pair(key.trim(), value.trim())?;
         }
         Ok(())
     }
 
-    fn insert_users(&mut self, key: &str, value: &str) -> Result<(), ContextError> {
+    /// The same pairs, checked as a user's are: for those that were read from a file.
+    ///
+    /// # Errors
+    /// As [`EncryptionContext::insert_text`].
+    pub fn checked(&self) -> Result<Self, ContextError> {
+        let mut checked = Self::default();
+        self.pairs().try_for_each(|(key, value)| checked.insert_pair(key, value))?;
+        Ok(checked)
+    }
+
+    /// Adds a user's pair.
+    ///
+    /// # Errors
+    /// As [`EncryptionContext::insert`], and [`ContextError::Reserved`].
+    pub fn insert_pair(&mut self, key: &str, value: &str) -> Result<(), ContextError> {
         let lower = key.to_lowercase();
         if Self::RESERVED.iter().any(|prefix| lower.starts_with(prefix)) {
             return Err(ContextError::Reserved(key.into()));

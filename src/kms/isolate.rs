@@ -7,6 +7,9 @@
 //! The child is the same executable, run with [`HIDDEN_COMMAND`]. On its stdin comes one JSON document and the
 //! end of file; on its stdout goes one byte, 0 with the key or 1 with the error as
 //! JSON. Its stderr is the parent's, for logs.
+//!
+//! The child reports its call itself, to the [`Place`] that the request names, and before it answers: handed back
+//! over the pipe, a record would be lost with a parent or a child that dies between call and answer.
 
 mod child;
 mod parent;
@@ -17,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use child::serve_stdio;
 pub use parent::unwrap;
 
-use super::{EncryptionContext, Provider, WrappedKey};
+use super::{EncryptionContext, Place, Provider, WrappedKey};
 
 /// The command that makes the executable a child: `sealblk unwrap-key`. Not for users; kept out of `--help`.
 pub const HIDDEN_COMMAND: &str = "unwrap-key";
@@ -44,6 +47,8 @@ struct Request<P, W, C, T> {
     token: Option<T>,
     /// When the grant was made, in seconds since 1970.
     granted: Option<i64>,
+    /// Where the child reports its call.
+    witness: Place,
 }
 
 /// As the parent writes it.

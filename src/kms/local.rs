@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `engine`, `call` | one call: lock, load, check, change, record |
 //! | `operations` | the operations of the API |
-//! | `authorise`, `principal`, `token` | who may do what |
+//! | `authorise`, `policy`, `principal`, `token` | who may do what |
 //! | `blob`, `pairs`, `wire`, `hex` | ciphertext blobs, encryption contexts, JSON |
 //! | `files`, `record` | the state directory |
 //! | `event`, `failure` | the event log, the API's errors |
@@ -25,10 +25,10 @@ mod engine;
 mod event;
 mod failure;
 mod files;
-mod hex;
 mod http;
 mod operations;
 mod pairs;
+mod policy;
 mod principal;
 mod record;
 mod service;

@@ -48,6 +48,13 @@ text! {
     Principal
 }
 
+impl KeyArn {
+    /// The region in the ARN; empty for what is no ARN.
+    pub fn region(&self) -> &str {
+        self.0.split(':').nth(3).unwrap_or_default()
+    }
+}
+
 impl From<&KeyArn> for KeyRef {
     fn from(arn: &KeyArn) -> Self {
         Self(arn.0.clone())
@@ -145,16 +152,30 @@ impl KeyHealth {
     /// # Errors
     /// [`ErrorClass::Unusable`], saying what is wrong with the key.
     pub fn require_usable(&self) -> Result<(), KmsError> {
-        let wants = [
-            ("key state", self.state.name(), &["Enabled"][..]),
-            ("key spec", &self.spec, &["SYMMETRIC_DEFAULT"][..]),
-            ("key usage", &self.usage, &["ENCRYPT_DECRYPT"][..]),
-            ("origin", &self.origin, &["AWS_KMS", "EXTERNAL"][..]),
-            ("key manager", &self.manager, &["CUSTOMER"][..]),
-        ];
-        let Some((what, is, needed)) = wants.into_iter().find(|(_, is, needed)| !needed.contains(is)) else {
+        self.conditions().iter().try_for_each(|condition| self.require(condition))
+    }
+
+    /// What has to be true of a key that wraps data keys, one by one.
+    pub fn conditions(&self) -> [KeyCondition<'_>; 5] {
+        let condition = |what, is, needed| KeyCondition { what, is, needed };
+        [
+            condition("key state", self.state.name(), &["Enabled"][..]),
+            condition("key spec", &self.spec, &["SYMMETRIC_DEFAULT"][..]),
+            condition("key usage", &self.usage, &["ENCRYPT_DECRYPT"][..]),
+            condition("origin", &self.origin, &["AWS_KMS", "EXTERNAL"][..]),
+            condition("key manager", &self.manager, &["CUSTOMER"][..]),
+        ]
+    }
+
+    /// Checks one of [`KeyHealth::conditions`].
+    ///
+    /// # Errors
+    /// [`ErrorClass::Unusable`], saying what is wrong with the key.
+    pub fn require(&self, condition: &KeyCondition<'_>) -> Result<(), KmsError> {
+        let KeyCondition { what, is, needed } = condition;
+        if needed.contains(is) {
             return Ok(());
-        };
+        }
         let needed = needed.join(" or ");
         let mut message = format!("its {what} is {is}, and {needed} is needed");
         if let Some(deletion) = self.deletion {
@@ -162,6 +183,17 @@ impl KeyHealth {
         }
         Err(KmsError::new("DescribeKey", ErrorClass::Unusable, message).on_key(self.arn.as_str()))
     }
+}
+
+/// Something that has to be true of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyCondition<'a> {
+    /// What of the key, such as `key state`.
+    pub what: &'static str,
+    /// What it is.
+    pub is: &'a str,
+    /// What it may be.
+    pub needed: &'static [&'static str],
 }
 
 /// A data key wrapped by a KMS key.

@@ -5,9 +5,15 @@
 //! follows is copying and ciphering, which a hand-off between tasks only slows down.
 //!
 //! The server knows nothing of keys and ciphers: an [`Export`] is any [`BlockDevice`].
+//!
+//! It ends in one of two ways. [`Signal::End`] answers what is in flight and closes everything.
+//! [`Signal::HandOver`] stops every connection between two requests and returns the sockets, still open, as
+//! [`Handed`]; a successor that is given them goes on where this server stopped, and no client notices.
 
 mod connection;
+mod handover;
 mod handshake;
+mod incoming;
 mod listen;
 mod request;
 mod socket;
@@ -20,11 +26,18 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use listen::{Address, ListenError, Listener, is_abandoned};
+pub use handover::{
+    ConnectionDescription, Handed, HandedConnection, ListenerDescription, ResumeError, Resumed,
+};
+pub use listen::{Address, ListenError, Listener, SocketFile, bind_unix, is_abandoned};
 
 use self::connection::Connection;
+use self::incoming::Pause;
 use self::socket::Stream;
 use crate::block::BlockDevice;
+
+/// At a hand-over, for clients that have not chosen their export yet; then they are cut.
+const LAST_HANDSHAKES: Duration = Duration::from_secs(5);
 
 /// What a client may choose.
 pub struct Export {
@@ -43,75 +56,152 @@ pub struct Limits {
     pub connections: usize,
     /// For the whole handshake.
     pub handshake: Duration,
-    /// For requests in flight when the server ends; then connections are cut.
+    /// For requests in flight when the server ends or hands over; then connections are cut.
     pub drain: Duration,
+    /// Clients can be handed over while they are idle. It costs one system call wherever a request is waited for;
+    /// without it, [`Signal::HandOver`] waits for idle clients as for busy ones, and then cuts them.
+    pub restartable: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 128, handshake: Duration::from_secs(10), drain: Duration::from_secs(10) }
+        let ten = Duration::from_secs(10);
+        Self { connections: 128, handshake: ten, drain: ten, restartable: false }
     }
 }
 
+/// What a server is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Serve.
+    Run,
+    /// Take no more requests, answer those in flight, and close every connection.
+    End,
+    /// Take no more requests, answer those in flight, and return listeners and connections for a successor.
+    HandOver,
+}
+
 /// How serving ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Default)]
 pub struct Served {
-    /// Connections that reached transmission.
+    /// Connections that reached transmission, those of earlier servers included.
     pub connections: u64,
     /// Connections that were still busy when the time for draining was over.
     pub cut_off: usize,
+    /// What a successor goes on with, after [`Signal::HandOver`].
+    pub handed: Option<Handed>,
 }
 
-/// Serves `export` (under its name, and as the default export) on all listeners until `stop` says so; then takes
-/// no more connections, lets requests in flight finish, and returns with no thread or task left.
+/// Serves `export` (under its name, and as the default export) on all listeners, and to the clients that a
+/// predecessor left, until `stop` says so; then takes no more connections, lets requests in flight finish, and
+/// returns with no thread or task left, and none that uses the export's device.
+///
+/// [`Signal::End`] is also what counts once nobody is left to send a signal, and [`Signal::HandOver`] can be taken
+/// back by it for as long as handshakes go on.
 pub async fn serve(
     listeners: Vec<Listener>,
     export: Export,
     limits: Limits,
-    stop: watch::Receiver<bool>,
+    resumed: Resumed,
+    mut stop: watch::Receiver<Signal>,
 ) -> Served {
-    let (done, mut all_done) = mpsc::channel(1);
+    let (done, all_done) = mpsc::channel(1);
     let shared = Arc::new(Shared {
         export: Arc::new(export),
         limits,
         permits: Arc::new(Semaphore::new(limits.connections)),
-        live: Mutex::default(),
+        pause: if limits.restartable { pause() } else { None },
+        live: Mutex::new(Table { live: HashMap::new(), count: resumed.earlier() }),
         done,
     });
+    resumed.connections.into_iter().for_each(|client| resume(client, &shared));
     let mut accepting = JoinSet::new();
-    for listener in listeners {
-        accepting.spawn(accept(listener, shared.clone(), stop.clone()));
+    for (place, listener) in listeners.into_iter().enumerate() {
+        let (shared, stop) = (shared.clone(), stop.clone());
+        accepting.spawn(async move { (place, accept(listener, shared, stop).await) });
     }
-    // Accept loops end when `stop` is set, and take their listeners and haggling clients with them.
-    while accepting.join_next().await.is_some() {}
-    let (served, live) = {
+    stopped(&mut stop).await;
+    // Accept loops end now too, and take their haggling clients with them.
+    let mut listeners = Vec::new();
+    while let Some(ended) = accepting.join_next().await {
+        listeners.extend(ended);
+    }
+    let (connections, live) = {
         let table = shared.table();
-        (Served { connections: table.count, cut_off: 0 }, table.live.values().cloned().collect::<Vec<_>>())
+        (table.count, table.live.values().cloned().collect::<Vec<_>>())
     };
+    if *stop.borrow() != Signal::HandOver {
+        drop(listeners);
+        return Served { connections, cut_off: end(live, shared, all_done).await, handed: None };
+    }
+    listeners.sort_by_key(|(place, _)| *place);
+    let listeners = listeners.into_iter().map(|(_, listener)| listener).collect();
+    let (clients, cut_off) = hand_over(live, shared, all_done).await;
+    Served { connections, cut_off, handed: Some(Handed { listeners, connections: clients }) }
+}
+
+fn pause() -> Option<Arc<Pause>> {
+    Pause::new()
+        .inspect_err(
+            |error| tracing::warn!(%error, "no eventfd: clients that are idle cannot be handed over"),
+        )
+        .ok()
+        .map(Arc::new)
+}
+
+/// Closes every connection once it has answered what it has received; returns how many had to be cut.
+async fn end(live: Vec<Arc<Connection>>, shared: Arc<Shared>, mut all_done: mpsc::Receiver<()>) -> usize {
     live.iter().for_each(|connection| connection.begin_drain());
+    let drain = shared.limits.drain;
     drop(shared);
     // Every connection holds a sender: the channel closes when the last one is gone.
-    if tokio::time::timeout(limits.drain, all_done.recv()).await.is_ok() {
-        return served;
+    if tokio::time::timeout(drain, all_done.recv()).await.is_ok() {
+        return 0;
     }
     // Those that ended meanwhile are held by nobody but this list.
     let busy: Vec<_> = live.iter().filter(|connection| Arc::strong_count(connection) > 1).collect();
     busy.iter().for_each(|connection| connection.abort());
     all_done.recv().await;
-    Served { cut_off: busy.len(), ..served }
+    busy.len()
+}
+
+/// Stops every connection between two requests; returns those that are there to go on, and how many had to be cut.
+async fn hand_over(
+    live: Vec<Arc<Connection>>,
+    shared: Arc<Shared>,
+    mut all_done: mpsc::Receiver<()>,
+) -> (Vec<HandedConnection>, usize) {
+    if let Some(Err(error)) = shared.pause.as_ref().map(|pause| pause.ask()) {
+        tracing::warn!(%error, "clients that are idle cannot be woken for the hand-over");
+    }
+    let drain = shared.limits.drain;
+    drop(shared);
+    let mut cut_off = 0;
+    if tokio::time::timeout(drain, all_done.recv()).await.is_err() {
+        let busy: Vec<_> = live.iter().filter(|connection| Arc::strong_count(connection) > 1).collect();
+        // All of them before the device is stopped: no client that goes on may see a request fail for it.
+        busy.iter().for_each(|connection| connection.cut());
+        busy.iter().for_each(|connection| connection.abort());
+        all_done.recv().await;
+        cut_off = busy.len();
+    }
+    // Threads have let go of their connections before the channel closed.
+    let connections = live.into_iter().filter_map(|connection| Arc::into_inner(connection)?.into_handed());
+    (connections.collect(), cut_off)
 }
 
 struct Shared {
     export: Arc<Export>,
     limits: Limits,
     permits: Arc<Semaphore>,
+    pause: Option<Arc<Pause>>,
     live: Mutex<Table>,
     done: mpsc::Sender<()>,
 }
 
-#[derive(Default)]
 struct Table {
     live: HashMap<u64, Arc<Connection>>,
+    /// Connections so far, and the last one's number.
     count: u64,
 }
 
@@ -121,7 +211,8 @@ impl Shared {
     }
 }
 
-async fn accept(listener: Listener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+/// Takes clients until it is time to stop, and gives the listener back.
+async fn accept(listener: Listener, shared: Arc<Shared>, mut stop: watch::Receiver<Signal>) -> Listener {
     let mut haggling = JoinSet::new();
     let stopping = stop.clone();
     loop {
@@ -147,12 +238,18 @@ async fn accept(listener: Listener, shared: Arc<Shared>, mut stop: watch::Receiv
             },
         }
     }
+    if *stop.borrow() == Signal::HandOver {
+        let last = async { while haggling.join_next().await.is_some() {} };
+        // Whoever needs longer than this is cut below.
+        let _ = tokio::time::timeout(LAST_HANDSHAKES, last).await;
+    }
     haggling.shutdown().await;
+    listener
 }
 
 /// Returns once `stop` says so, or nobody is left to say it.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    drop(stop.wait_for(|stop| *stop).await);
+async fn stopped(stop: &mut watch::Receiver<Signal>) {
+    drop(stop.wait_for(|signal| *signal != Signal::Run).await);
 }
 
 /// One client, from its first byte to its last.
@@ -160,7 +257,7 @@ async fn attend(
     mut stream: Stream,
     shared: Arc<Shared>,
     permit: OwnedSemaphorePermit,
-    stop: watch::Receiver<bool>,
+    stop: watch::Receiver<Signal>,
 ) {
     let haggled =
         tokio::time::timeout(shared.limits.handshake, handshake::haggle(&mut stream, &shared.export)).await;
@@ -170,17 +267,38 @@ async fn attend(
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
     }
-    if *stop.borrow() {
+    if *stop.borrow() == Signal::End {
         return;
     }
-    if let Err(error) = transmit(stream, &shared, permit) {
+    let socket = stream.into_blocking();
+    let told = ConnectionDescription::of(&shared.export);
+    let begun = socket.and_then(|socket| transmit(HandedConnection { socket, told }, &shared, Some(permit)));
+    if let Err(error) = begun {
         tracing::warn!(%error, "cannot serve a connection");
     }
 }
 
+/// Goes on with a predecessor's client.
+fn resume(client: HandedConnection, shared: &Arc<Shared>) {
+    if !client.told.holds_for(&shared.export) {
+        shared.table().count += 1;
+        return tracing::warn!("a client was told of another export by the predecessor, and is cut");
+    }
+    // It stays even where the limit has been lowered.
+    let permit = shared.permits.clone().try_acquire_owned().ok();
+    if let Err(error) = transmit(client, shared, permit) {
+        tracing::warn!(%error, "cannot go on with a predecessor's client");
+    }
+}
+
 /// Hands the client over to threads of its own, which outlive this task.
-fn transmit(stream: Stream, shared: &Arc<Shared>, permit: OwnedSemaphorePermit) -> io::Result<()> {
-    let connection = Arc::new(Connection::new(stream.into_blocking()?, shared.export.device.clone()));
+fn transmit(
+    client: HandedConnection,
+    shared: &Arc<Shared>,
+    permit: Option<OwnedSemaphorePermit>,
+) -> io::Result<()> {
+    let connection = Connection::new(client, shared.export.device.clone(), shared.pause.clone());
+    let connection = Arc::new(connection);
     let number = {
         let mut table = shared.table();
         table.count += 1;
@@ -204,7 +322,7 @@ struct Registration {
     number: u64,
     connection: Weak<Connection>,
     shared: Weak<Shared>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
     _done: mpsc::Sender<()>,
 }
 
@@ -212,7 +330,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         // Whoever still lists the connection must not keep its client waiting for the end.
         if let Some(connection) = self.connection.upgrade() {
-            connection.cut();
+            connection.close();
         }
         if let Some(shared) = self.shared.upgrade() {
             shared.table().live.remove(&self.number);

@@ -34,6 +34,8 @@ pub enum Disposal {
     Removed,
     /// It was there before, so it stays; what the volume wrote was discarded.
     Discarded,
+    /// It is a durable volume's, and stays as it is: its envelope opens it again.
+    Preserved,
     /// It was there before and cannot discard, so it stays with ciphertext that no key can read any more.
     Kept,
 }
@@ -96,6 +98,7 @@ enum Ending {
     Vanishes,
     Unlink,
     Discard,
+    Stay,
 }
 
 impl Backing {
@@ -157,10 +160,43 @@ impl Backing {
     }
 }
 
+impl Backing {
+    /// Opens the backing of a durable volume of `size` bytes again, locks out other users, and leaves all that is
+    /// on it as it is.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub fn open_existing(&self, size: u64) -> Result<(FileStore, Leftover), StoreError> {
+        let (file, path) = match self {
+            Self::File(path) => {
+                let file = open_file(path, &mut OpenOptions::new())?;
+                lock(&file, path)?;
+                (file, path)
+            }
+            Self::Device(path) => (device(path)?, path),
+            Self::Memory => return Err(StoreError::WrongKind("memory".into())),
+            Self::Directory(path) => return Err(StoreError::WrongKind(path.clone())),
+        };
+        let has = seek(&file, SeekFrom::End(0)).map_err(io::Error::from).map_err(on(path, "measure"))?;
+        if has < size {
+            return Err(StoreError::TooSmall { path: path.clone(), has, needs: size });
+        }
+        let store = FileStore::new(file.try_clone().map_err(on(path, "share"))?);
+        Ok((store, Leftover { file, path: path.clone(), size, ending: Ending::Stay }))
+    }
+}
+
 impl Leftover {
     /// The file that was made for the volume and has a name, if there is one.
     pub fn made_file(&self) -> Option<&Path> {
         matches!(self.ending, Ending::Unlink).then_some(&self.path)
+    }
+
+    /// The same backing, which is to stay as it is.
+    #[must_use]
+    pub fn preserved(mut self) -> Self {
+        self.ending = Ending::Stay;
+        self
     }
 
     /// Clears the backing away. Its store must not be in use any more.
@@ -170,6 +206,7 @@ impl Leftover {
     pub fn dispose(mut self) -> Result<Disposal, StoreError> {
         match std::mem::replace(&mut self.ending, Ending::Vanishes) {
             Ending::Vanishes => Ok(Disposal::Removed),
+            Ending::Stay => Ok(Disposal::Preserved),
             Ending::Unlink => self.unlink().map_err(on(&self.path, "remove")).map(|()| Disposal::Removed),
             Ending::Discard => match self.punch(self.size) {
                 Ok(()) => Ok(Disposal::Discarded),
@@ -197,6 +234,7 @@ impl Leftover {
 
     fn make_room(&self) -> Result<(), StoreError> {
         match self.ending {
+            Ending::Stay => {}
             Ending::Vanishes | Ending::Unlink => {
                 self.file.set_len(self.size).map_err(on(&self.path, "enlarge"))?;
             }

@@ -4,10 +4,11 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use sealblk::envelope::{self, KeyRequest, Layout, VolumeId};
+use sealblk::audit::AuditLog;
+use sealblk::envelope::{Layout, file};
 use sealblk::geometry::{SectorSize, VolumeSize};
-use sealblk::kms::{EncryptionContext, KeyRef, Provider, Role};
-use sealblk::nbd::server::{Address, Export, Limits, Listener, serve};
+use sealblk::kms::{Provider, Role};
+use sealblk::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
 use sealblk::secret::DataKey;
 use sealblk::store::Backing;
 use sealblk::volume::{EncryptedVolume, Options};
@@ -33,24 +34,18 @@ with open(backing, 'rb') as b, open(image, 'rb') as i:
 print(number, 'sectors are equal')
 ";
 
-/// A data key made, leased and unwrapped through the library.
+/// The data key of an envelope that was provisioned for `layout`.
 async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
-    let provider = Provider::Local { directory: lab.path("kms") };
-    let provisioner = provider.open(Role::Provisioner).await.unwrap();
-    let request = KeyRequest {
-        key: KeyRef::new("alias/sealblk"),
-        context: EncryptionContext::default(),
-        grantee: None,
-        retiring: None,
-        preflight: true,
-    };
-    let id = VolumeId::random();
-    let context = envelope::bind(&request.context, &id, layout).unwrap();
-    let prepared = envelope::prepare(&*provisioner, &request, &id, context).await.unwrap();
-    let wrapped = prepared.generate(&*provisioner).await.unwrap();
-    let lease = prepared.lease(&*provisioner).await.unwrap();
-    let host = provider.open(Role::Host).await.unwrap();
-    host.unwrap(&wrapped, &prepared.context, Some(&lease.token).into()).await.unwrap()
+    let (size, sector) = (layout.size.bytes().to_string(), layout.sector.to_string());
+    let args = ["provision", "--size", &size, "--sector-size", &sector, "--output", "envelope"];
+    assert_succeeds(&finish(lab.sealblk(args)));
+    let path = lab.path("envelope");
+    let document = file::read(&path).unwrap();
+    let token = file::read_token(&file::token_path(&path)).unwrap();
+    let provider = Provider::Local { directory: lab.state().join("kms") };
+    let host = provider.open(Role::Host, AuditLog::open(&lab.state()).unwrap().for_nobody()).await.unwrap();
+    let permit = token.as_ref().into();
+    host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), permit).await.unwrap()
 }
 
 fn compare(sector: SectorSize) {
@@ -68,16 +63,16 @@ fn compare(sector: SectorSize) {
     let options = Options { read_only: false, discard: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);
     let export = Export { name: String::new(), description: String::new(), device: Arc::new(volume) };
-    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (stop, stopped) = tokio::sync::watch::channel(Signal::Run);
     let (serving, uri) = runtime.block_on(async {
         let listener = Listener::bind(&Address::Unix(socket), false).await.unwrap();
         let uri = listener.uri("");
-        (tokio::spawn(serve(vec![listener], export, Limits::default(), stopped)), uri)
+        (tokio::spawn(serve(vec![listener], export, Limits::default(), Resumed::default(), stopped)), uri)
     });
     let mut copy = tool("nbdcopy");
     copy.arg(&image).arg(&uri);
     assert_succeeds(&finish(copy));
-    stop.send(true).unwrap();
+    stop.send(Signal::End).unwrap();
     let served = runtime.block_on(serving).unwrap();
     assert!(served.connections > 0 && served.cut_off == 0);
 

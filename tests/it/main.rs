@@ -12,6 +12,8 @@
 mod bad_input;
 mod ciphertext;
 mod clients;
+mod config;
+mod deploy;
 mod endings;
 mod fleet;
 mod interrupted;
@@ -21,6 +23,8 @@ mod leavings;
 mod manual;
 mod memory;
 mod peer;
+mod policies;
+mod preflight;
 mod raw;
 mod remote_kms;
 mod secrets;

@@ -50,8 +50,25 @@ fn a_man_page_for_every_command() {
 fn help_for_every_command() {
     let kms =
         ["create", "list", "enable", "disable", "schedule-deletion", "cancel-deletion", "rotate", "events"];
-    let kms = kms.iter().chain(&["credentials", "serve"]).map(|command| vec!["kms", command]);
-    let top = ["run", "gc", "kms", "completions", "man"].map(|command| vec![command]);
+    let policies = ["get-key-policy", "put-key-policy", "get-user-policy", "put-user-policy"];
+    let kms =
+        kms.iter().chain(&policies).chain(&["credentials", "serve"]).map(|command| vec!["kms", command]);
+    let top = [
+        "run",
+        "provision",
+        "rewrap",
+        "retire",
+        "inspect",
+        "gc",
+        "audit",
+        "kms",
+        "config",
+        "policy",
+        "preflight",
+        "completions",
+        "man",
+    ]
+    .map(|command| vec![command]);
     for command in top.into_iter().chain(kms).chain([vec![]]) {
         let help = said(&[&command[..], &["--help"]].concat());
         assert!(help.contains("Usage: sealblk"), "{help}");

@@ -88,7 +88,7 @@ fn allowed_lints_have_reasons() {
 #[test]
 fn nothing_is_left_for_later() {
     assert_none(&all_sources().iter().flat_map(rules::unfinished).collect::<Vec<_>>());
-    let prose = ["docs", "scripts", "systemd", ".ci"].into_iter().flat_map(texts);
+    let prose = ["docs", "deploy", "scripts", "systemd", ".ci"].into_iter().flat_map(texts);
     assert_none(&prose.flat_map(|(path, text)| rules::reminders(&path, &text)).collect::<Vec<_>>());
 }
 

@@ -10,6 +10,7 @@ use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_sdk_kms::config::SharedCredentialsProvider;
 
 use super::super::{ErrorClass, KmsError, Role};
+use super::record::Recorder;
 use super::retry::Pace;
 use super::{Settings, endpoint};
 
@@ -127,13 +128,15 @@ impl Connector {
     pub(super) fn kms(&self, config: &SdkConfig) -> aws_sdk_kms::Client {
         let mut builder = aws_sdk_kms::config::Builder::from(config);
         builder.set_endpoint_url(self.settings.endpoint.clone());
-        aws_sdk_kms::Client::from_conf(builder.retry_config(RetryConfig::disabled()).build())
+        let builder = builder.retry_config(RetryConfig::disabled()).interceptor(Recorder);
+        aws_sdk_kms::Client::from_conf(builder.build())
     }
 
     /// An STS client; its endpoint as in [`Connector::kms`].
     pub(super) fn sts(&self, config: &SdkConfig) -> aws_sdk_sts::Client {
         let mut builder = aws_sdk_sts::config::Builder::from(config);
         builder.set_endpoint_url(endpoint::of_sts(&self.settings).map(Into::into));
-        aws_sdk_sts::Client::from_conf(builder.retry_config(RetryConfig::disabled()).build())
+        let builder = builder.retry_config(RetryConfig::disabled()).interceptor(Recorder);
+        aws_sdk_sts::Client::from_conf(builder.build())
     }
 }

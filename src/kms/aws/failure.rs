@@ -22,8 +22,12 @@ const MIN_OPAQUE: usize = 80;
 pub(super) struct Call<'a> {
     /// The operation, as AWS names it.
     pub(super) operation: &'static str,
-    key: Option<&'a str>,
-    token: Option<&'a GrantToken>,
+    /// The key, as it was named.
+    pub(super) key: Option<&'a str>,
+    /// The grant, where its id is known.
+    pub(super) grant: Option<&'a str>,
+    /// The token that is sent.
+    pub(super) token: Option<&'a GrantToken>,
     granted: Option<OffsetDateTime>,
     dry: bool,
 }
@@ -31,7 +35,7 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     /// A call that names no key.
     pub(super) fn new(operation: &'static str) -> Self {
-        Self { operation, key: None, token: None, granted: None, dry: false }
+        Self { operation, key: None, grant: None, token: None, granted: None, dry: false }
     }
 
     /// A call on a key.
@@ -52,6 +56,11 @@ impl<'a> Call<'a> {
     /// The call relies on a grant.
     pub(super) fn with_permit(self, permit: Permit<'a>) -> Self {
         Self { token: permit.token, granted: permit.made, ..self }
+    }
+
+    /// The call is about this grant.
+    pub(super) fn with_grant(self, grant_id: &'a str) -> Self {
+        Self { grant: Some(grant_id), ..self }
     }
 
     /// The call is marked DryRun.
@@ -95,26 +104,31 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// A service's text without what must not be shown: this call's token, anything as long as a key.
+    /// As [`clean`], for this call's token.
     fn clean(&self, text: &str) -> String {
-        let text = match self.token.map(GrantToken::expose) {
-            Some(token) if !token.is_empty() => text.replace(token, "[token]"),
-            _ => text.to_owned(),
-        };
-        let opaque = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
-        let mut clean = String::new();
-        let mut rest = text.as_str();
-        while let Some(first) = rest.chars().next() {
-            let run = rest.find(|c| !opaque(c)).unwrap_or(rest.len());
-            let length = run.max(first.len_utf8());
-            match run {
-                MIN_OPAQUE.. => clean.push_str("[...]"),
-                _ => clean.extend(rest[..length].chars().map(|c| if c.is_control() { ' ' } else { c })),
-            }
-            rest = &rest[length..];
-        }
-        clean.chars().take(MAX_MESSAGE).collect()
+        clean(text, self.token.map(GrantToken::expose))
     }
+}
+
+/// A service's text without what must not be shown: the call's token, anything as long as a key.
+pub(super) fn clean(text: &str, token: Option<&str>) -> String {
+    let text = match token {
+        Some(token) if !token.is_empty() => text.replace(token, "[token]"),
+        _ => text.to_owned(),
+    };
+    let opaque = |c: char| c.is_ascii_alphanumeric() || "+/=_-".contains(c);
+    let mut clean = String::new();
+    let mut rest = text.as_str();
+    while let Some(first) = rest.chars().next() {
+        let run = rest.find(|c| !opaque(c)).unwrap_or(rest.len());
+        let length = run.max(first.len_utf8());
+        match run {
+            MIN_OPAQUE.. => clean.push_str("[...]"),
+            _ => clean.extend(rest[..length].chars().map(|c| if c.is_control() { ' ' } else { c })),
+        }
+        rest = &rest[length..];
+    }
+    clean.chars().take(MAX_MESSAGE).collect()
 }
 
 /// True where other credentials of the same identity may be accepted.
@@ -222,7 +236,7 @@ fn principal(message: &str) -> Option<&str> {
 }
 
 /// The text of the innermost cause, which is the one that says what happened ("Connection refused").
-fn root(error: &(dyn Error + 'static)) -> String {
+pub(super) fn root(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map_or_else(String::new, ToString::to_string)
 }
 

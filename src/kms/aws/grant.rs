@@ -49,27 +49,36 @@ pub(super) fn fill(
 /// Ends a grant.
 pub(super) async fn release(session: &Session, grant: &GrantRef<'_>) -> Result<Released, KmsError> {
     match *grant {
-        GrantRef::Token { key, grant_id, token } => match retire_by_token(session, key, token).await {
-            // The token may be unknown while the grant still stands.
-            Ok(Released::AlreadyGone) => end(session, key, grant_id).await,
-            Err(error) if error.class == ErrorClass::Denied => revoke(session, key, grant_id, error).await,
-            result => result,
-        },
+        GrantRef::Token { key, grant_id, token } => {
+            match retire_by_token(session, key, grant_id, token).await {
+                // The token may be unknown while the grant still stands.
+                Ok(Released::AlreadyGone) => end(session, key, grant_id).await,
+                Err(error) if error.class == ErrorClass::Denied => {
+                    revoke(session, key, grant_id, error).await
+                }
+                result => result,
+            }
+        }
         GrantRef::Id { key, grant_id } => end(session, key, grant_id).await,
         GrantRef::Name { key, name } => release_named(session, key, name).await,
     }
 }
 
 /// RetireGrant by token: works before the grant has reached the whole service.
-async fn retire_by_token(session: &Session, key: &KeyArn, token: &GrantToken) -> Result<Released, KmsError> {
-    let call = Call::on("RetireGrant", key).with_token(Some(token));
+async fn retire_by_token(
+    session: &Session,
+    key: &KeyArn,
+    grant_id: &str,
+    token: &GrantToken,
+) -> Result<Released, KmsError> {
+    let call = Call::on("RetireGrant", key).with_grant(grant_id).with_token(Some(token));
     let result = session.call(call, |client| client.retire_grant().grant_token(token.expose()).send()).await;
     gone_or(result.map(drop), Released::Retired)
 }
 
 /// RetireGrant by id, else RevokeGrant.
 async fn end(session: &Session, key: &KeyArn, grant_id: &str) -> Result<Released, KmsError> {
-    let call = Call::on("RetireGrant", key);
+    let call = Call::on("RetireGrant", key).with_grant(grant_id);
     let result = session
         .call(call, |client| client.retire_grant().key_id(key.as_str()).grant_id(grant_id).send())
         .await;

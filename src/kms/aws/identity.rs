@@ -1,30 +1,33 @@
 //! Who calls: sts:GetCallerIdentity.
 
+use aws_config::Region;
+
 use super::super::{KmsError, Parties, Principal, Role};
-use super::connector::Connector;
 use super::endpoint;
 use super::failure::Call;
 use super::retry::Tries;
-use super::session::judge;
+use super::session::{Session, judge};
 
 /// The provisioner retires; the host profile's identity unwraps, or without one the provisioner itself.
-pub(super) async fn parties(connector: &Connector) -> Result<Parties, KmsError> {
-    let retiring = caller(connector, Role::Provisioner).await?;
-    let grantee = match connector.settings().host_profile {
-        Some(_) => caller(connector, Role::Host).await?,
+pub(super) async fn parties(session: &Session) -> Result<Parties, KmsError> {
+    let retiring = caller(session, Role::Provisioner).await?;
+    let grantee = match session.connector().settings().host_profile {
+        Some(_) => caller(session, Role::Host).await?,
         None => retiring.clone(),
     };
     Ok(Parties { grantee, retiring })
 }
 
-async fn caller(connector: &Connector, role: Role) -> Result<Principal, KmsError> {
+async fn caller(session: &Session, role: Role) -> Result<Principal, KmsError> {
+    let connector = session.connector();
     let call = Call::new("GetCallerIdentity");
     let config = connector.load(role).await?;
     let place = endpoint::of_sts(connector.settings()).unwrap_or("AWS STS");
+    let region = config.region().map_or("", Region::as_ref);
     let client = connector.sts(&config);
     let mut tries = Tries::new(connector.pace());
     let answer = loop {
-        let sent = client.get_caller_identity().send();
+        let sent = session.witnessed(&call, role, region, Box::pin(client.get_caller_identity().send()));
         match tries.attempt(sent, || call.late(place)).await? {
             Ok(answer) => break answer,
             Err(error) => {

@@ -1,15 +1,17 @@
 //! One identity's client, and how a call is made with it.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use aws_config::Region;
 use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use tokio::sync::RwLock;
 
-use super::super::{ErrorClass, KmsError, Role};
+use super::super::{ErrorClass, KmsError, Role, Witness};
 use super::connector::Connector;
 use super::failure::{self, Call};
+use super::record;
 use super::retry::{Again, Tries};
 
 /// KMS under one identity.
@@ -17,19 +19,26 @@ pub(super) struct Session {
     connector: Connector,
     role: Role,
     client: RwLock<Client>,
+    witness: Arc<dyn Witness>,
+    region: String,
     /// Where requests go, for error messages.
     place: String,
 }
 
 impl Session {
-    pub(super) async fn open(connector: Connector, role: Role) -> Result<Self, KmsError> {
+    pub(super) async fn open(
+        connector: Connector,
+        role: Role,
+        witness: Arc<dyn Witness>,
+    ) -> Result<Self, KmsError> {
         let config = connector.load(role).await?;
+        let region = config.region().map_or("", Region::as_ref).to_owned();
         let place = match &connector.settings().endpoint {
             Some(endpoint) => endpoint.clone(),
-            None => format!("AWS KMS in {}", config.region().map_or("", Region::as_ref)),
+            None => format!("AWS KMS in {region}"),
         };
         let client = RwLock::new(connector.kms(&config));
-        Ok(Self { connector, role, client, place })
+        Ok(Self { connector, role, client, witness, region, place })
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -51,7 +60,10 @@ impl Session {
         let (mut renewed, mut clock_set) = (false, false);
         loop {
             let client = self.client.read().await.clone();
-            let error = match tries.attempt(send(client), || call.late(&self.place)).await? {
+            // The SDK's futures are large, and each layer around one would take its size again.
+            let sent = Box::pin(send(client));
+            let sent = self.witnessed(&call, self.role, &self.region, sent);
+            let error = match tries.attempt(sent, || call.late(&self.place)).await? {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -68,6 +80,20 @@ impl Session {
                 tries.pause(error, again).await?;
             }
         }
+    }
+
+    /// Has the witness told of the attempt that `sending` makes.
+    pub(super) async fn witnessed<T, E>(
+        &self,
+        call: &Call<'_>,
+        role: Role,
+        region: &str,
+        sending: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, SdkError<E>>
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        record::scope(call, role, region, Arc::clone(&self.witness), sending).await
     }
 
     /// A client made anew: the SDK keeps credentials until the expiry they named, and profiles for ever.

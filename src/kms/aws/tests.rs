@@ -4,9 +4,11 @@ mod endpoints;
 mod failures;
 mod fleet;
 mod grants;
+mod record;
 mod requests;
 mod server;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,7 +16,10 @@ use serde_json::{Value, json};
 use self::server::{Reply, Server};
 use super::connector::{Connector, Tuning};
 use super::{AwsKms, Settings};
-use crate::kms::{EncryptionContext, GrantToken, KeyArn, LeaseSpec, Permit, Principal, Role, WrappedKey};
+use crate::kms::witness::Nobody;
+use crate::kms::{
+    EncryptionContext, GrantToken, KeyArn, KmsError, LeaseSpec, Permit, Principal, Role, WrappedKey,
+};
 
 const ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const OTHER_ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321";
@@ -58,7 +63,11 @@ fn settings(server: &Server) -> Settings {
 }
 
 async fn open(settings: Settings) -> AwsKms {
-    AwsKms::connect(Connector::tuned(settings, tuning(PROFILES)), Role::Provisioner).await.expect("settings")
+    connect(Connector::tuned(settings, tuning(PROFILES)), Role::Provisioner).await.expect("settings")
+}
+
+async fn connect(connector: Connector, role: Role) -> Result<AwsKms, KmsError> {
+    AwsKms::connect(connector, role, Arc::new(Nobody)).await
 }
 
 /// A server with these answers and a client of it.

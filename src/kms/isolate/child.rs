@@ -3,34 +3,40 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{ERROR_FOLLOWS, Incoming, KEY_FOLLOWS, MAX_REQUEST};
-use crate::kms::{ErrorClass, GrantToken, KmsError, Permit, Role};
+use crate::kms::{ErrorClass, GrantToken, KmsError, Permit, Place, Role, Witness};
 use crate::secret::{DataKey, harden_process};
 
-/// The whole of the hidden command: hardens the process, answers one request on stdin and stdout.
+/// The whole of the hidden command: hardens the process, answers one request on stdin and stdout. `report` opens
+/// the place where the parent wants to find the call; if that fails, no call is made, and its message is the answer.
 ///
 /// The caller must log to stderr only, and end the process afterwards.
 ///
 /// # Errors
 /// The process could not be hardened, or nobody took the answer. A failed unwrap is an answer.
-pub async fn serve_stdio() -> io::Result<()> {
+pub async fn serve_stdio(report: impl FnOnce(Place) -> Result<Arc<dyn Witness>, String>) -> io::Result<()> {
     // A parent that dies before this line closes both pipes: the request is cut short or the answer goes nowhere.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     harden_process()?;
     // Not through std's handles, which buffer: the key would stay in their heap.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    serve(input, output).await
+    serve(input, output, report).await
 }
 
 /// Answers one request.
-async fn serve(input: impl Read, mut output: impl Write) -> io::Result<()> {
-    match answer(input).await {
+async fn serve(
+    input: impl Read,
+    mut output: impl Write,
+    report: impl FnOnce(Place) -> Result<Arc<dyn Witness>, String>,
+) -> io::Result<()> {
+    match answer(input, report).await {
         Ok(key) => {
             output.write_all(&[KEY_FOLLOWS])?;
             output.write_all(key.expose())?;
@@ -43,12 +49,16 @@ async fn serve(input: impl Read, mut output: impl Write) -> io::Result<()> {
     output.flush()
 }
 
-async fn answer(input: impl Read) -> Result<DataKey, KmsError> {
-    let Incoming { provider, wrapped, context, token, granted } = read_request(input)?;
+async fn answer(
+    input: impl Read,
+    report: impl FnOnce(Place) -> Result<Arc<dyn Witness>, String>,
+) -> Result<DataKey, KmsError> {
+    let Incoming { provider, wrapped, context, token, granted, witness } = read_request(input)?;
     let token = token.map(GrantToken::new);
     let made = granted.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     let permit = Permit { token: token.as_ref(), made };
-    provider.open(Role::Host).await?.unwrap(&wrapped, &context, permit).await
+    let witness = report(witness).map_err(|why| KmsError::new("Decrypt", ErrorClass::Storage, why))?;
+    provider.open(Role::Host, witness).await?.unwrap(&wrapped, &context, permit).await
 }
 
 fn read_request(input: impl Read) -> Result<Incoming, KmsError> {
@@ -72,11 +82,12 @@ fn read_request(input: impl Read) -> Result<Incoming, KmsError> {
 mod tests {
     use super::*;
     use crate::kms::isolate::Outgoing;
+    use crate::kms::witness::Nobody;
     use crate::kms::{EncryptionContext, KeyArn, Provider, WrappedKey, aws};
 
     async fn refusal(input: &[u8]) -> KmsError {
         let mut output = Vec::new();
-        serve(input, &mut output).await.expect("a Vec takes everything");
+        serve(input, &mut output, |_| Ok(Arc::new(Nobody))).await.expect("a Vec takes everything");
         assert_eq!(output[0], ERROR_FOLLOWS);
         serde_json::from_slice(&output[1..]).expect("an error as JSON")
     }
@@ -100,6 +111,7 @@ mod tests {
             context: &EncryptionContext::default(),
             token: Some("secret-token"),
             granted: Some(0),
+            witness: Nobody.place(),
         };
         let error = refusal(&serde_json::to_vec(&request).expect("JSON")).await;
         assert_eq!(error.class, ErrorClass::Config);

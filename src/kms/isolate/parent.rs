@@ -10,29 +10,32 @@ use zeroize::Zeroizing;
 
 use super::pipe::Timed;
 use super::{ERROR_FOLLOWS, HIDDEN_COMMAND, KEY_FOLLOWS, MAX_ERROR, MAX_REQUEST, Outgoing};
-use crate::kms::{EncryptionContext, ErrorClass, GrantToken, KmsError, Permit, Provider, WrappedKey};
+use crate::kms::{
+    EncryptionContext, ErrorClass, GrantToken, KmsError, Permit, Provider, Witness, WrappedKey,
+};
 use crate::secret::{DataKey, SecretError};
 
 /// Unwraps a data key in a child process: `executable` (`/proc/self/exe` but for tests) run with
 /// [`HIDDEN_COMMAND`]. The child is killed `deadline` after its start and always waited for, also if this future
-/// is dropped.
+/// is dropped. The child reports its call where `witness` says.
 ///
 /// # Errors
 /// What the child's own unwrap says; else [`ErrorClass::Unreachable`] for a child that ends or takes too long,
 /// [`ErrorClass::Nonsense`] for one that answers wrongly, [`ErrorClass::Config`] if it cannot be started or the
 /// request is longer than 64 KiB.
-pub async fn unwrap<'a>(
+pub async fn unwrap(
     executable: &Path,
     provider: &Provider,
     wrapped: &WrappedKey,
     context: &EncryptionContext,
-    permit: impl Into<Permit<'a>>,
+    permit: Permit<'_>,
     deadline: Duration,
+    witness: &dyn Witness,
 ) -> Result<DataKey, KmsError> {
     let key = wrapped.key.clone();
-    let Permit { token, made } = permit.into();
+    let Permit { token, made } = permit;
     let (token, granted) = (token.map(GrantToken::expose), made.map(OffsetDateTime::unix_timestamp));
-    let request = Outgoing { provider, wrapped, context, token, granted };
+    let request = Outgoing { provider, wrapped, context, token, granted, witness: witness.place() };
     let request = encode(&request).map_err(|error| error.on_key(key.as_str()))?;
     let mut command = Command::new(executable);
     command.arg(HIDDEN_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -158,6 +161,7 @@ impl Drop for Reaped {
 mod tests {
     use super::*;
     use crate::kms::KeyArn;
+    use crate::kms::witness::Nobody;
 
     const ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd";
 
@@ -179,7 +183,8 @@ mod tests {
         let provider = Provider::Local { directory: "/state".into() };
         let wrapped = WrappedKey { key: KeyArn::new(ARN), blob: vec![7; 6144], material: None };
         let token = GrantToken::new("t".repeat(8192));
-        unwrap(executable, &provider, &wrapped, &EncryptionContext::default(), Some(&token), deadline).await
+        let context = EncryptionContext::default();
+        unwrap(executable, &provider, &wrapped, &context, Some(&token).into(), deadline, &Nobody).await
     }
 
     async fn refusal(script: &str) -> KmsError {

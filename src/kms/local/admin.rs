@@ -15,16 +15,18 @@ use super::operations::keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, KeyMetadata, ScheduleKeyDeletion,
 };
 use super::operations::listing::ListKeys;
+use super::operations::policies::{GetKeyPolicy, PutKeyPolicy};
 use super::operations::rotation::RotateKeyOnDemand;
 use super::principal::PrincipalName;
 use super::service::{arn_of, open_engine};
-use crate::kms::{KeyArn, KeyRef, KeyState, KmsError};
+use crate::kms::{KeyArn, KeyRef, KeyState, KmsError, Witness};
 
 /// The embedded KMS, with every right. Its calls are short but block on the directory's lock, and each leaves its
 /// record in the event log.
 #[derive(Clone)]
 pub struct Admin {
     engine: Arc<Engine>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 /// A key as a list shows it.
@@ -66,7 +68,13 @@ impl Admin {
     /// # Errors
     /// As [`LocalKms::open`](super::LocalKms::open).
     pub fn open(directory: &Path) -> Result<Self, KmsError> {
-        open_engine(directory, PrincipalName::Admin).map(|engine| Self { engine })
+        open_engine(directory, PrincipalName::Admin).map(|engine| Self { engine, witness: None })
+    }
+
+    /// Has `witness` told of each call from now on.
+    #[must_use]
+    pub fn witnessed_by(self, witness: Arc<dyn Witness>) -> Self {
+        Self { witness: Some(witness), ..self }
     }
 
     /// The engine behind it, for the HTTP face.
@@ -199,6 +207,51 @@ impl Admin {
         })
     }
 
+    /// A key's policy (key by id, ARN or alias), as it was put.
+    ///
+    /// # Errors
+    /// As [`Admin::describe`], or AccessDeniedException if the policy keeps the administrator out.
+    pub fn key_policy(&self, key: &KeyRef) -> Result<String, KmsError> {
+        let key_id = self.metadata(key)?.arn;
+        self.call(GetKeyPolicy { key_id, policy_name: None }).map(|answer| answer.policy)
+    }
+
+    /// Gives a key (by id, ARN or alias) another policy. `bypass` leaves out the check that the administrator can
+    /// still change it afterwards.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException; otherwise as [`Admin::key_policy`].
+    pub fn put_key_policy(&self, key: &KeyRef, policy: &str, bypass: bool) -> Result<(), KmsError> {
+        let request = PutKeyPolicy {
+            key_id: self.metadata(key)?.arn,
+            policy_name: None,
+            policy: policy.into(),
+            bypass_policy_lockout_safety_check: bypass,
+        };
+        self.call(request).map(|_| ())
+    }
+
+    /// A principal's own policy.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Storage`](crate::kms::ErrorClass).
+    pub fn user_policy(&self, name: PrincipalName) -> Result<String, KmsError> {
+        self.engine
+            .user_policy(name)
+            .map_err(|failure| kms_error("GetUserPolicy", name.as_str(), failure.into()))
+    }
+
+    /// Gives a principal another policy of its own. It takes part in no policy itself: who may write the directory
+    /// may do this, so nobody is locked out for good.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException, or [`ErrorClass::Storage`](crate::kms::ErrorClass).
+    pub fn put_user_policy(&self, name: PrincipalName, policy: &str) -> Result<(), KmsError> {
+        self.engine
+            .put_user_policy(name, policy)
+            .map_err(|failure| kms_error("PutUserPolicy", name.as_str(), failure.into()))
+    }
+
     fn on<O: Operation>(
         &self,
         key: &KeyRef,
@@ -215,7 +268,7 @@ impl Admin {
     }
 
     fn call<O: Operation>(&self, operation: O) -> Result<O::Answer, KmsError> {
-        let caller = Caller::in_process(PrincipalName::Admin);
+        let caller = Caller::in_process(PrincipalName::Admin, self.witness.clone());
         self.engine
             .call(&caller, &operation)
             .map(|done| done.answer)

@@ -1,8 +1,15 @@
-//! Who may do what: the principal's policy, or else a grant.
+//! Who may do what: the key's policy, the principal's own, and grants.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use super::call::Call;
 use super::failure::Failure;
+use super::files::{Files, USER_POLICIES};
 use super::pairs::Pairs;
+use super::policy::{self, ConditionKeys, Document, Kind, PolicyCaller, Request};
+use super::principal::PrincipalName;
 use super::record::{Grant, KeyRecord, MaterialId};
 use super::token::{self, MAX_TOKENS, Named};
 use super::wire::Token;
@@ -14,10 +21,49 @@ pub(crate) struct Access<'a> {
     pub(crate) context: Option<&'a Pairs>,
     /// Grant tokens of the call.
     pub(crate) tokens: &'a [Token],
+    /// Condition keys that this operation alone has.
+    pub(crate) facts: ConditionKeys,
+}
+
+impl<'a> Access<'a> {
+    /// For a cryptographic operation.
+    pub(crate) fn to_use(context: &'a Pairs, tokens: &'a [Token]) -> Self {
+        Self { context: Some(context), tokens, ..Self::default() }
+    }
+}
+
+/// The principals' own policies that were put, as they were put.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct UserPolicies(BTreeMap<PrincipalName, String>);
+
+impl UserPolicies {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`Failure::Storage`].
+    pub(crate) fn load(files: &Files<'_>) -> Result<Self, Failure> {
+        Ok(files.read(USER_POLICIES)?.unwrap_or_default())
+    }
+
+    /// A principal's policy.
+    pub(crate) fn of(&self, name: PrincipalName) -> &str {
+        self.0.get(&name).map_or(policy::identity_default(name), String::as_str)
+    }
+
+    /// Replaces a principal's policy.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException, or [`Failure::Storage`].
+    pub(crate) fn put(mut self, files: &Files<'_>, name: PrincipalName, text: &str) -> Result<(), Failure> {
+        Document::read(text, Kind::Identity).map_err(Failure::malformed_policy)?;
+        self.0.insert(name, text.into());
+        files.write(USER_POLICIES, &self)
+    }
 }
 
 impl Call<'_> {
-    /// Checks that the caller may do `kms:ACTION` with the key.
+    /// Checks that the caller may do `kms:ACTION` with the key, by policy or by a grant.
     ///
     /// # Errors
     /// AccessDeniedException, InvalidGrantTokenException, or ValidationException for too many tokens.
@@ -27,23 +73,150 @@ impl Call<'_> {
         record: &KeyRecord,
         access: &Access<'_>,
     ) -> Result<(), Failure> {
-        let granted = self.grants_of_tokens(record, access.tokens)?;
-        if self.principal.name.may(action) || self.granting(action, record, access, &granted).next().is_some()
-        {
-            return Ok(());
-        }
-        Err(self.denied(action, &record.arn, " and no grant"))
+        let tokens = self.grants_of_tokens(record, access.tokens)?;
+        let granted = self.granting(action, record, access, &tokens).next().is_some();
+        self.decide(action, record, access, granted)
     }
 
-    /// Checks that the caller's policy allows `kms:ACTION` where no grant could.
+    /// Checks that policies let the caller do `kms:ACTION` with the key, where no grant could.
     ///
     /// # Errors
     /// AccessDeniedException.
-    pub(crate) fn authorise_by_policy(&self, action: &str, resource: &str) -> Result<(), Failure> {
-        if self.principal.name.may(action) {
-            return Ok(());
+    pub(crate) fn authorise_by_policy(&self, action: &str, record: &KeyRecord) -> Result<(), Failure> {
+        self.decide(action, record, &Access::default(), false)
+    }
+
+    /// Checks that the caller's own policy lets it do `kms:ACTION` with `resource`: an alias, or `*`.
+    ///
+    /// # Errors
+    /// AccessDeniedException.
+    pub(crate) fn authorise_without_key(&self, action: &str, resource: &str) -> Result<(), Failure> {
+        self.authorise_with(action, resource, &ConditionKeys::default())
+    }
+
+    /// As [`Call::authorise_without_key`], with condition keys that this operation alone has.
+    ///
+    /// # Errors
+    /// AccessDeniedException.
+    pub(crate) fn authorise_with(
+        &self,
+        action: &str,
+        resource: &str,
+        facts: &ConditionKeys,
+    ) -> Result<(), Failure> {
+        let mut keys = self.own_facts();
+        keys.extend(facts);
+        let request = self.policy_request(action, resource, keys);
+        let identity = self.identity_policy()?;
+        policy::decide(&request, None, Some(&identity), false).map_err(|refusal| denied(&request, refusal))
+    }
+
+    /// Checks the policies on a call; `granted` says that a grant allows it.
+    ///
+    /// # Errors
+    /// AccessDeniedException, or [`Failure::Storage`] for a stored policy that is damaged.
+    pub(crate) fn decide(
+        &self,
+        action: &str,
+        record: &KeyRecord,
+        access: &Access<'_>,
+        granted: bool,
+    ) -> Result<(), Failure> {
+        let key = self.key_policy(record)?;
+        self.decide_under(&key, action, record, access, granted)
+    }
+
+    /// As [`Call::decide`], under a key policy that the key does not have yet.
+    ///
+    /// # Errors
+    /// As [`Call::decide`].
+    pub(crate) fn decide_under(
+        &self,
+        key: &Document,
+        action: &str,
+        record: &KeyRecord,
+        access: &Access<'_>,
+        granted: bool,
+    ) -> Result<(), Failure> {
+        let mut facts = self.own_facts();
+        self.add_key_facts(&mut facts, record)?;
+        if let Some(context) = access.context {
+            facts.add_context(context);
+            facts.add("kms:EncryptionAlgorithm", "SYMMETRIC_DEFAULT");
         }
-        Err(self.denied(action, resource, ""))
+        facts.extend(&access.facts);
+        let request = self.policy_request(action, &record.arn, facts);
+        let identity = self.identity_policy()?;
+        policy::decide(&request, Some(key), Some(&identity), granted)
+            .map_err(|refusal| denied(&request, refusal))
+    }
+
+    /// The text of a key's policy.
+    pub(crate) fn key_policy_text(&self, record: &KeyRecord) -> String {
+        record.policy.clone().unwrap_or_else(|| policy::key_default(&self.identity.account))
+    }
+
+    fn key_policy(&self, record: &KeyRecord) -> Result<Document, Failure> {
+        let stored =
+            |malformed| Failure::Storage(format!("the stored policy of {}: {malformed}", record.arn));
+        Document::read(&self.key_policy_text(record), Kind::Key).map_err(stored)
+    }
+
+    fn identity_policy(&self) -> Result<Document, Failure> {
+        let name = self.principal.name;
+        let stored =
+            |malformed| Failure::Storage(format!("{USER_POLICIES}: the policy of {name}: {malformed}"));
+        Document::read(UserPolicies::load(self.files)?.of(name), Kind::Identity).map_err(stored)
+    }
+
+    fn policy_request(&self, action: &str, resource: &str, keys: ConditionKeys) -> Request {
+        let (arn, account) = (self.principal.arn.clone(), self.identity.account.clone());
+        Request {
+            caller: PolicyCaller::Iam { arn, account },
+            action: format!("kms:{action}"),
+            resource: resource.into(),
+            keys,
+        }
+    }
+
+    /// Condition keys of the caller.
+    fn own_facts(&self) -> ConditionKeys {
+        let mut facts = ConditionKeys::default();
+        for (name, value) in [
+            ("aws:PrincipalArn", self.principal.arn.as_str()),
+            ("aws:PrincipalAccount", &self.identity.account),
+            ("aws:PrincipalType", "User"),
+            ("aws:PrincipalIsAWSService", "false"),
+            ("aws:userid", &self.principal.principal_id),
+            ("aws:username", self.principal.name.as_str()),
+            ("aws:SecureTransport", if self.secure { "true" } else { "false" }),
+            ("kms:CallerAccount", &self.identity.account),
+            ("kms:GrantIsForAWSResource", "false"),
+        ] {
+            facts.add(name, value);
+        }
+        facts
+    }
+
+    /// Condition keys of the key.
+    fn add_key_facts(&self, facts: &mut ConditionKeys, record: &KeyRecord) -> Result<(), Failure> {
+        for (name, value) in [
+            ("kms:KeySpec", record.spec.as_str()),
+            ("kms:CustomerMasterKeySpec", &record.spec),
+            ("kms:KeyUsage", &record.usage),
+            ("kms:CustomerMasterKeyUsage", &record.usage),
+            ("kms:KeyOrigin", &record.origin),
+            ("kms:MultiRegion", "false"),
+        ] {
+            facts.add(name, value);
+        }
+        for (name, _) in self.aliases()?.0.iter().filter(|(_, alias)| alias.key == record.id) {
+            facts.add("kms:ResourceAliases", name);
+        }
+        if let Some(alias) = self.aliases_used.get(&record.id) {
+            facts.add("kms:RequestAlias", alias);
+        }
+        Ok(())
     }
 
     /// The caller's grants that allow `kms:ACTION` now.
@@ -98,16 +271,18 @@ impl Call<'_> {
         }
         Ok(granted)
     }
+}
 
-    /// A refusal in AWS's words.
-    pub(crate) fn denied(&self, action: &str, resource: &str, nor: &str) -> Failure {
-        let user = &self.principal.arn;
-        Failure::new(
-            "AccessDeniedException",
-            format!(
-                "User: {user} is not authorized to perform: kms:{action} on resource: {resource} because no \
-                 identity-based policy{nor} allows the kms:{action} action"
-            ),
-        )
-    }
+/// A refusal in AWS's words.
+fn denied(request: &Request, refusal: policy::Refusal) -> Failure {
+    let Request { caller, action, resource, .. } = request;
+    let caller = match caller {
+        PolicyCaller::Iam { arn, .. } => arn,
+        PolicyCaller::Service(name) => name,
+    };
+    let words = refusal.words(action);
+    Failure::new(
+        "AccessDeniedException",
+        format!("User: {caller} is not authorized to perform: {action} on resource: {resource} {words}"),
+    )
 }

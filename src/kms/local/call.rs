@@ -26,11 +26,15 @@ pub(crate) struct Call<'a> {
     pub(crate) files: &'a Files<'a>,
     pub(crate) identity: &'a Identity,
     pub(crate) principal: &'a PrincipalRecord,
+    /// `aws:SecureTransport`.
+    pub(crate) secure: bool,
     pub(crate) now: OffsetDateTime,
     pub(crate) grant_delay: Duration,
     pub(crate) effects: Effects,
     /// The key as the call named it, for the error if there is no such key.
     pub(crate) named: Option<String>,
+    /// Keys that the call named by an alias, with that alias: `kms:RequestAlias`.
+    pub(crate) aliases_used: BTreeMap<Uuid, String>,
 }
 
 /// All aliases by name, `alias/...`.
@@ -97,7 +101,9 @@ impl Call<'_> {
                 return Err(self.alias_refused(reference));
             }
             let missing = || Failure::not_found(format!("Alias {} is not found.", self.arn(resource)));
-            self.aliases()?.0.get(resource).ok_or_else(missing)?.key
+            let id = self.aliases()?.0.get(resource).ok_or_else(missing)?.key;
+            self.aliases_used.insert(id, resource.into());
+            id
         } else {
             // Other spellings that the parser takes (braces, no hyphens, capitals) name no key in AWS KMS either.
             let id = Uuid::parse_str(resource).ok().filter(|id| id.to_string() == resource);

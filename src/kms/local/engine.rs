@@ -1,6 +1,8 @@
 //! Runs calls: one at a time over all processes, each with its record in the event log.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use serde::de::DeserializeOwned;
@@ -9,6 +11,7 @@ use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::authorise::UserPolicies;
 use super::call::Call;
 use super::event::{Effects, Happened, spelled_for_events};
 use super::failure::Failure;
@@ -16,6 +19,7 @@ use super::files::{Directory, Files, IDENTITY, KEYS, MATERIALS, NOT_A_KMS, PRINC
 use super::principal::{PrincipalName, PrincipalRecord};
 use super::record::random;
 use super::token;
+use crate::kms::{CallRecord, Witness};
 use crate::secret::LockedBytes;
 
 const EVENTS: &str = "events.jsonl";
@@ -56,13 +60,16 @@ pub(crate) struct Caller {
     pub(crate) source: String,
     /// `userAgent` of the record.
     pub(crate) agent: String,
+    /// Is told as well, if the caller is within this process.
+    pub(crate) witness: Option<Arc<dyn Witness>>,
+    /// Nobody sees the call on its way: `aws:SecureTransport`.
+    pub(crate) secure: bool,
 }
 
 impl Caller {
     /// A caller within this process.
-    pub(crate) fn in_process(name: PrincipalName) -> Self {
-        let agent = concat!("sealblk/", env!("CARGO_PKG_VERSION")).into();
-        Self { name, source: "127.0.0.1".into(), agent }
+    pub(crate) fn in_process(name: PrincipalName, witness: Option<Arc<dyn Witness>>) -> Self {
+        Self { name, source: "127.0.0.1".into(), agent: CallRecord::AGENT.into(), witness, secure: true }
     }
 }
 
@@ -173,6 +180,23 @@ impl Engine {
             .ok_or_else(|| Failure::internal("a principal is missing"))
     }
 
+    /// A principal's own policy.
+    ///
+    /// # Errors
+    /// [`Failure::Storage`].
+    pub(crate) fn user_policy(&self, name: PrincipalName) -> Result<String, Failure> {
+        Ok(UserPolicies::load(&self.directory.lock()?)?.of(name).into())
+    }
+
+    /// Replaces a principal's own policy.
+    ///
+    /// # Errors
+    /// MalformedPolicyDocumentException, or [`Failure::Storage`].
+    pub(crate) fn put_user_policy(&self, name: PrincipalName, policy: &str) -> Result<(), Failure> {
+        let files = self.directory.lock()?;
+        UserPolicies::load(&files)?.put(&files, name, policy)
+    }
+
     /// Path of the event log.
     pub(crate) fn events(&self) -> PathBuf {
         self.directory.path(EVENTS)
@@ -236,14 +260,17 @@ impl Session<'_> {
             files: &self.files,
             identity: &engine.identity,
             principal,
+            secure: caller.secure,
             now: at,
             grant_delay: engine.tuning.grant_delay(),
             effects: Effects::default(),
             named: None,
+            aliases_used: BTreeMap::new(),
         };
         let outcome = operation.run(&mut call);
         *key = call.effects.keys.first().cloned().or(call.named);
         let happened = Happened {
+            source: "kms.amazonaws.com",
             operation: O::NAME,
             read_only: O::READ_ONLY,
             parameters: operation.parameters()?,
@@ -256,7 +283,11 @@ impl Session<'_> {
             failure: outcome.as_ref().err(),
         };
         // Without a record there is no answer: nothing is given out that the log does not show.
-        self.files.append(EVENTS, &happened.line()?)?;
+        let record = happened.record();
+        self.files.append(EVENTS, &serde_json::to_string(&record).map_err(Failure::internal)?)?;
+        if let Some(witness) = &caller.witness {
+            witness.saw(&record);
+        }
         outcome
     }
 }

@@ -5,12 +5,11 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use uuid::Uuid;
 
 use super::engine::{Caller, Identity};
 use super::failure::Failure;
 use super::principal::PrincipalRecord;
+use crate::kms::{CallRecord, Resource, whole_seconds};
 
 /// What a call leaves for its record beside its parameters.
 #[derive(Default)]
@@ -25,6 +24,7 @@ pub(crate) struct Effects {
 
 /// Everything that a record is made of.
 pub(crate) struct Happened<'a> {
+    pub(crate) source: &'static str,
     pub(crate) operation: &'static str,
     pub(crate) read_only: bool,
     pub(crate) parameters: Value,
@@ -37,76 +37,33 @@ pub(crate) struct Happened<'a> {
     pub(crate) failure: Option<&'a Failure>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Record<'a> {
-    event_version: &'static str,
-    user_identity: Value,
-    event_time: String,
-    event_source: &'static str,
-    event_name: &'static str,
-    aws_region: &'a str,
-    #[serde(rename = "sourceIPAddress")]
-    source_ip_address: &'a str,
-    user_agent: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error_code: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error_message: Option<&'a str>,
-    request_parameters: Value,
-    response_elements: Option<Value>,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    additional_event_data: Map<String, Value>,
-    #[serde(rename = "requestID")]
-    request_id: &'a str,
-    #[serde(rename = "eventID")]
-    event_id: String,
-    read_only: bool,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    resources: Vec<Value>,
-    event_type: &'static str,
-    management_event: bool,
-    recipient_account_id: &'a str,
-    event_category: &'static str,
-}
-
 impl Happened<'_> {
-    /// The record as one line of JSON.
-    ///
-    /// # Errors
-    /// KMSInternalException if the time cannot be written (outside of the years 0 to 9999).
-    pub(crate) fn line(self) -> Result<String, Failure> {
+    /// The record.
+    pub(crate) fn record(self) -> CallRecord {
         let account = &self.identity.account;
-        let resource = |arn| json!({"accountId": account, "type": "AWS::KMS::Key", "ARN": arn});
-        let record = Record {
-            event_version: "1.11",
-            user_identity: user_identity(self.principal, account)?,
-            event_time: timestamp(self.at)?,
-            event_source: "kms.amazonaws.com",
-            event_name: self.operation,
-            aws_region: &self.identity.region,
-            source_ip_address: &self.caller.source,
-            user_agent: &self.caller.agent,
-            error_code: self.failure.map(Failure::code),
-            error_message: self.failure.map(Failure::message),
+        let resource = |arn: &String| Resource { account: Some(account.clone()), ..Resource::key(arn) };
+        CallRecord {
+            user_identity: Some(user_identity(self.principal, account)),
+            event_time: whole_seconds(self.at),
+            source_ip_address: Some(self.caller.source.clone()),
+            user_agent: self.caller.agent.clone(),
+            error_code: self.failure.map(|failure| failure.code().into()),
+            error_message: self.failure.map(|failure| failure.message().into()),
             request_parameters: self.parameters,
-            response_elements: self.effects.response,
+            response_elements: self.effects.response.unwrap_or_default(),
             additional_event_data: self.effects.additional,
-            request_id: self.request_id,
-            event_id: Uuid::new_v4().to_string(),
+            request_id: Some(self.request_id.into()),
             read_only: self.read_only,
             resources: self.effects.keys.iter().map(resource).collect(),
-            event_type: "AwsApiCall",
-            management_event: true,
-            recipient_account_id: account,
-            event_category: "Management",
-        };
-        serde_json::to_string(&record).map_err(Failure::internal)
+            recipient_account_id: Some(account.clone()),
+            role: self.principal.name.as_str(),
+            ..CallRecord::begun(self.source, self.operation, &self.identity.region)
+        }
     }
 }
 
-fn user_identity(principal: &PrincipalRecord, account: &str) -> Result<Value, Failure> {
-    Ok(json!({
+fn user_identity(principal: &PrincipalRecord, account: &str) -> Value {
+    json!({
         "type": "IAMUser",
         "principalId": principal.principal_id,
         "arn": principal.arn,
@@ -116,14 +73,9 @@ fn user_identity(principal: &PrincipalRecord, account: &str) -> Result<Value, Fa
         "sessionContext": {
             "sessionIssuer": {},
             "webIdFederationData": {},
-            "attributes": { "mfaAuthenticated": "false", "creationDate": timestamp(principal.created)? },
+            "attributes": { "mfaAuthenticated": "false", "creationDate": whole_seconds(principal.created) },
         },
-    }))
-}
-
-/// CloudTrail's times: UTC, whole seconds, `Z`.
-fn timestamp(at: OffsetDateTime) -> Result<String, Failure> {
-    at.replace_nanosecond(0).map_err(Failure::internal)?.format(&Rfc3339).map_err(Failure::internal)
+    })
 }
 
 /// CloudTrail's spelling of a request or an answer: the names of its own fields begin in lower case, and nothing
@@ -158,11 +110,5 @@ mod tests {
         let spelled = json!({"keyId": "k", "constraints": {"encryptionContextSubset": {"Team": "X"}},
             "encryptionContext": {"Team": "X"}});
         assert_eq!(spelled_for_events(request).expect("json"), spelled);
-    }
-
-    #[test]
-    fn times_have_whole_seconds() {
-        let at = OffsetDateTime::from_unix_timestamp_nanos(1_500_000_000).expect("in range");
-        assert_eq!(timestamp(at).expect("in range"), "1970-01-01T00:00:01Z");
     }
 }

@@ -41,6 +41,11 @@ impl Failure {
         ))
     }
 
+    /// A policy that was refused.
+    pub(crate) fn malformed_policy(why: impl Display) -> Self {
+        Self::new("MalformedPolicyDocumentException", format!("The policy was not taken: {why}."))
+    }
+
     /// Nothing has that name.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new("NotFoundException", message)

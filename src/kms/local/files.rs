@@ -24,6 +24,8 @@ const LOCK: &str = "lock";
 pub(crate) const IDENTITY: &str = "kms.json";
 /// File of the principals.
 pub(crate) const PRINCIPALS: &str = "principals.json";
+/// File of the principals' own policies, where they are not the default ones.
+pub(crate) const USER_POLICIES: &str = "policies.json";
 /// File of the secret that authenticates grant tokens.
 pub(crate) const TOKEN_SECRET: &str = "token.key";
 /// Directory of the keys' documents.

@@ -7,6 +7,7 @@ pub(crate) mod ending;
 pub(crate) mod grants;
 pub(crate) mod keys;
 pub(crate) mod listing;
+pub(crate) mod policies;
 pub(crate) mod rotation;
 
 use std::fmt::Display;

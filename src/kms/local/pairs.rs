@@ -16,6 +16,11 @@ impl Pairs {
     /// Most bytes in keys and values together. AWS KMS limits the encoded context to 8192 bytes.
     const MAX_BYTES: usize = 8192;
 
+    /// The pairs, ordered by key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter()
+    }
+
     /// True without a pair. Such a context is the same as none.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -1,4 +1,4 @@
-//! Who may call the embedded KMS, and what its policy lets each do.
+//! Who may call the embedded KMS. What each may do is in its policy.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::record::random;
 
 /// One of the embedded principals. Every state directory has all four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrincipalName {
     /// May do everything.
@@ -36,27 +36,6 @@ impl PrincipalName {
             Self::Provisioner => "provisioner",
             Self::Host => "host",
             Self::Auditor => "auditor",
-        }
-    }
-
-    /// True if the policy alone allows `kms:ACTION`.
-    pub(crate) fn may(self, action: &str) -> bool {
-        match self {
-            Self::Admin => true,
-            Self::Provisioner => matches!(
-                action,
-                "DescribeKey"
-                    | "GenerateDataKeyWithoutPlaintext"
-                    | "CreateGrant"
-                    | "ListGrants"
-                    | "RevokeGrant"
-                    | "ReEncryptFrom"
-                    | "ReEncryptTo"
-            ),
-            Self::Host => false,
-            Self::Auditor => {
-                ["Describe", "List", "Get"].into_iter().any(|allowed| action.starts_with(allowed))
-            }
         }
     }
 }
@@ -112,21 +91,6 @@ fn unique_id(prefix: &str) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nobody_but_the_admin_may_unwrap_by_policy() {
-        for action in ["Decrypt", "GenerateDataKey", "Encrypt"] {
-            assert_eq!(
-                PrincipalName::ALL.map(|name| name.may(action)),
-                [true, false, false, false],
-                "{action}"
-            );
-        }
-        assert!(PrincipalName::Provisioner.may("ReEncryptTo"));
-        assert!(PrincipalName::Auditor.may("GetKeyRotationStatus"));
-        assert!(!PrincipalName::Auditor.may("GenerateDataKeyWithoutPlaintext"));
-        assert!(!PrincipalName::Host.may("DescribeKey"));
-    }
 
     #[test]
     fn credentials_have_the_form_of_awss() {

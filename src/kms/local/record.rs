@@ -8,8 +8,8 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::hex;
 use super::pairs::Pairs;
+use crate::hex;
 use crate::kms::KeyState;
 
 /// Name of one key material: 32 random bytes, written as 64 hexadecimal digits.
@@ -95,6 +95,9 @@ pub(crate) struct KeyRecord {
     /// Set while automatic rotation is on.
     pub(crate) rotation: Option<Rotation>,
     pub(crate) grants: Vec<Grant>,
+    /// The key policy as it was put; without one, the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<String>,
 }
 
 /// One of a key's materials; its 32 bytes have a file of their own.

@@ -21,7 +21,7 @@ use super::wire::{Blob, Token};
 use crate::kms::{
     Caps, Check, CheckOutcome, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyArn, KeyHealth,
     KeyRef, KeyService, KmsError, Lease, LeaseSpec, Parties, Permit, Preflight, Principal, Released, Role,
-    WrappedKey,
+    Witness, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -35,18 +35,19 @@ pub struct LocalKms {
 }
 
 impl LocalKms {
-    /// Opens the KMS in `directory`, which is made if nothing is there, as the principal of `role`.
+    /// Opens the KMS in `directory`, which is made if nothing is there, as the principal of `role`; `witness` is told
+    /// of each call.
     ///
     /// # Errors
     /// [`ErrorClass::Storage`], naming the file, for a directory that is not a KMS's, is damaged, is open to other
     /// users or cannot be used.
-    pub fn open(directory: &Path, role: Role) -> Result<Self, KmsError> {
+    pub fn open(directory: &Path, role: Role, witness: Arc<dyn Witness>) -> Result<Self, KmsError> {
         let name = match role {
             Role::Provisioner => PrincipalName::Provisioner,
             Role::Host => PrincipalName::Host,
         };
         let engine = open_engine(directory, name)?;
-        Ok(Self { engine, caller: Caller::in_process(name) })
+        Ok(Self { engine, caller: Caller::in_process(name, Some(witness)) })
     }
 
     /// Makes one call on a thread that may block.
@@ -145,7 +146,7 @@ fn describe_or_make(engine: &Engine, caller: &Caller, request: &DescribeKey) -> 
     if !described.as_ref().is_err_and(|failed| failed.failure.code() == "NotFoundException") {
         return described.map(|done| done.answer);
     }
-    let admin = Caller::in_process(PrincipalName::Admin);
+    let admin = Caller::in_process(PrincipalName::Admin, caller.witness.clone());
     let create = CreateKey { description: "Default key of sealblk".into(), ..CreateKey::default() };
     let key = session.call(&admin, &create)?.answer.key_metadata.arn;
     session.call(&admin, &CreateAlias { alias_name: DEFAULT_ALIAS.into(), target_key_id: key })?;

@@ -3,6 +3,7 @@
 mod calls;
 mod events;
 mod grants;
+mod policies;
 mod service;
 mod states;
 
@@ -34,7 +35,7 @@ impl World {
         parameters: Value,
     ) -> Result<Value, (&'static str, String)> {
         let operation: O = serde_json::from_value(parameters).expect("parameters of the right types");
-        let done = self.engine.call(&Caller::in_process(who), &operation).map_err(|failed| {
+        let done = self.engine.call(&Caller::in_process(who, None), &operation).map_err(|failed| {
             assert!(!failed.request_id.is_empty());
             (failed.failure.code(), failed.failure.message().to_string())
         })?;

@@ -10,7 +10,7 @@
 //! later piece, which a simple reply cannot tell any more, ends the connection ("Simple reply message").
 //! So a connection holds at most [`WORKERS`] buffers, whatever its client asks for or leaves unread.
 
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +18,8 @@ use std::thread;
 
 use zeroize::Zeroize;
 
+use super::handover::{ConnectionDescription, HandedConnection};
+use super::incoming::{Incoming, Next, Pause};
 use super::request::{check, nbd_error, perform};
 use super::socket::Socket;
 use crate::block::BlockDevice;
@@ -29,32 +31,32 @@ use crate::nbd::wire::{
 const WORKERS: usize = 4;
 /// Bytes that move in one piece.
 const BUFFER: usize = 1 << 20;
-/// Bytes read ahead: headers and the data of small writes come in with few system calls.
-const READ_AHEAD: usize = 64 << 10;
 /// Stack of a worker: its buffers are on the heap, and a sector or two on the stack.
 const STACK: usize = 256 << 10;
 
 pub(super) struct Connection {
     socket: Arc<Socket>,
+    told: ConnectionDescription,
     device: Arc<dyn BlockDevice>,
     receiving: Mutex<Receiver>,
     sending: Mutex<()>,
     draining: AtomicBool,
+    cut: AtomicBool,
 }
 
 struct Receiver {
-    stream: BufReader<Half>,
-    /// After NBD_CMD_DISC, the end of the stream or garbage: no more requests.
-    over: bool,
+    incoming: Incoming,
+    state: State,
 }
 
-/// The reading side of the shared socket.
-struct Half(Arc<Socket>);
-
-impl Read for Half {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self.0).read(buffer)
-    }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Requests are received.
+    Open,
+    /// After NBD_CMD_DISC, the end of the stream or garbage: no more requests.
+    Over,
+    /// The next request is still in the socket, for a successor.
+    Paused,
 }
 
 /// Why a connection ends before its client says so.
@@ -69,11 +71,17 @@ enum Hangup {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, device: Arc<dyn BlockDevice>) -> Self {
+    pub(super) fn new(
+        client: HandedConnection,
+        device: Arc<dyn BlockDevice>,
+        pause: Option<Arc<Pause>>,
+    ) -> Self {
+        let HandedConnection { socket, told } = client;
         let socket = Arc::new(socket);
-        let stream = BufReader::with_capacity(READ_AHEAD, Half(socket.clone()));
-        let receiving = Mutex::new(Receiver { stream, over: false });
-        Self { socket, device, receiving, sending: Mutex::new(()), draining: AtomicBool::new(false) }
+        let incoming = Incoming::new(socket.clone(), pause);
+        let receiving = Mutex::new(Receiver { incoming, state: State::Open });
+        let (draining, cut) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { socket, told, device, receiving, sending: Mutex::new(()), draining, cut }
     }
 
     /// No more requests are read from the socket; those already read ahead are refused, those being served finish.
@@ -84,6 +92,7 @@ impl Connection {
 
     /// Ends what is left of the connection.
     pub(super) fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
         self.socket.shutdown(Shutdown::Both);
     }
 
@@ -91,6 +100,28 @@ impl Connection {
     pub(super) fn abort(&self) {
         self.device.stop();
         self.cut();
+    }
+
+    /// Its last thread has ended: closes it for the client as well, unless a successor will go on.
+    pub(super) fn close(&self) {
+        if !self.is_paused() {
+            self.cut();
+        }
+    }
+
+    /// For a successor, once its threads have ended; `None` if there is nothing to go on with.
+    pub(super) fn into_handed(self) -> Option<HandedConnection> {
+        let goes_on = self.is_paused();
+        let Self { socket, told, receiving, .. } = self;
+        drop(receiving);
+        let socket = Arc::into_inner(socket).filter(|_| goes_on)?;
+        Some(HandedConnection { socket, told })
+    }
+
+    /// Every request that was received is answered, and the next one can be received.
+    fn is_paused(&self) -> bool {
+        let state = self.receiving.lock().unwrap_or_else(PoisonError::into_inner).state;
+        state == State::Paused && !self.cut.load(Ordering::Acquire)
     }
 }
 
@@ -159,20 +190,20 @@ impl Worker<'_> {
     fn receive(&mut self) -> Result<Option<Pending>, Hangup> {
         let connection = self.connection;
         let mut receiver = connection.receiving.lock().unwrap_or_else(PoisonError::into_inner);
-        if receiver.over {
+        if receiver.state != State::Open {
             return Ok(None);
         }
         // Whoever fails here, or is told of the end, has met it for all threads.
-        receiver.over = true;
+        receiver.state = State::Over;
         let Some(request) = receiver.header()? else { return Ok(None) };
         let verdict = match request.command {
-            Command::WRITE => self.receive_data(&mut receiver.stream, &request)?,
+            Command::WRITE => self.receive_data(&mut receiver.incoming, &request)?,
             _ => match self.judge(&request) {
                 Ok(()) => Verdict::Serve,
                 Err(error) => Verdict::Answer(Err(error)),
             },
         };
-        receiver.over = false;
+        receiver.state = State::Open;
         Ok(Some(Pending { request, verdict }))
     }
 
@@ -184,18 +215,18 @@ impl Worker<'_> {
     }
 
     /// Takes a write's data off the stream, whether it is wanted or not.
-    fn receive_data(&mut self, stream: &mut impl Read, request: &Request) -> Result<Verdict, Hangup> {
+    fn receive_data(&mut self, incoming: &mut Incoming, request: &Request) -> Result<Verdict, Hangup> {
         if request.length > MAX_PAYLOAD {
             return Err(WireError::Length(request.length).into());
         }
         let mut outcome = self.judge(request);
         let length = request.length as usize;
         if outcome.is_ok() && length <= BUFFER {
-            stream.read_exact(self.space(length))?;
+            incoming.take(self.space(length))?;
             return Ok(Verdict::Serve);
         }
         for (offset, piece) in pieces(request) {
-            stream.read_exact(self.space(piece))?;
+            incoming.take(self.space(piece))?;
             if outcome.is_ok() {
                 let data = &mut self.buffer[..piece];
                 outcome = self.connection.device.write(offset, data, false).map_err(nbd_error);
@@ -287,13 +318,18 @@ impl Connection {
 }
 
 impl Receiver {
-    /// The next request's header; `None` at the stream's orderly end and after NBD_CMD_DISC.
+    /// The next request's header; `None` at the stream's orderly end, after NBD_CMD_DISC, and in a pause.
     fn header(&mut self) -> Result<Option<Request>, Hangup> {
-        if self.stream.fill_buf()?.is_empty() {
-            return Ok(None);
+        match self.incoming.next()? {
+            Next::Request => {}
+            Next::End => return Ok(None),
+            Next::Pause => {
+                self.state = State::Paused;
+                return Ok(None);
+            }
         }
         let mut header = [0; REQUEST_LENGTH];
-        self.stream.read_exact(&mut header)?;
+        self.incoming.take(&mut header)?;
         let request = Request::decode(&header)?;
         Ok((request.command != Command::DISC).then_some(request))
     }

@@ -133,7 +133,7 @@ fn is_named(export: &Export, name: &str) -> bool {
     name.is_empty() || name == export.name
 }
 
-fn transmission_flags(export: &Export) -> TransmissionFlags {
+pub(super) fn transmission_flags(export: &Export) -> TransmissionFlags {
     use TransmissionFlags as Flags;
     let all = Flags::HAS_FLAGS
         .and(Flags::SEND_FLUSH)

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,6 +12,7 @@ use std::str::FromStr;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener, lookup_host};
 
+use super::handover::{ListenerDescription, ResumeError, domain};
 use super::socket::Stream;
 
 /// Connections that may wait to be accepted.
@@ -119,6 +121,51 @@ impl Listener {
         }
     }
 
+    /// The socket, close-on-exec and in non-blocking mode, and its description. A Unix socket's file stays.
+    ///
+    /// # Errors
+    /// What the operating system answered; the socket is closed then, and its file removed.
+    pub fn into_parts(self) -> io::Result<(OwnedFd, ListenerDescription)> {
+        Ok(match self.socket {
+            Bound::Unix { listener, file } => {
+                let listener = listener.into_std()?;
+                let (path, (device, inode)) = file.leave();
+                (listener.into(), ListenerDescription::Unix { path, device, inode })
+            }
+            Bound::Tcp(listener) => (listener.into_std()?.into(), ListenerDescription::Tcp {}),
+        })
+    }
+
+    /// From the parts again; within a tokio runtime. A Unix socket's file goes with it from here on, if it is
+    /// still the same one.
+    ///
+    /// # Errors
+    /// [`ResumeError`] for a descriptor that is not what the description says; it is closed, and a file stays.
+    pub fn from_parts(descriptor: OwnedFd, description: ListenerDescription) -> Result<Self, ResumeError> {
+        let number = descriptor.as_raw_fd();
+        let expected = match description {
+            ListenerDescription::Unix { .. } => "listening Unix socket",
+            ListenerDescription::Tcp {} => "listening TCP socket",
+        };
+        let failed = |source| ResumeError::Io { descriptor: number, expected, source };
+        let family = domain(&descriptor, true).map_err(|error| failed(error.into()))?;
+        let socket = match (description, family) {
+            (ListenerDescription::Unix { path, device, inode }, Some(AddressFamily::UNIX)) => {
+                let listener = std::os::unix::net::UnixListener::from(descriptor);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let listener = UnixListener::from_std(listener).map_err(failed)?;
+                Bound::Unix { listener, file: SocketFile { path, identity: (device, inode) } }
+            }
+            (ListenerDescription::Tcp {}, Some(AddressFamily::INET | AddressFamily::INET6)) => {
+                let listener = std::net::TcpListener::from(descriptor);
+                listener.set_nonblocking(true).map_err(failed)?;
+                Bound::Tcp(TcpListener::from_std(listener).map_err(failed)?)
+            }
+            _ => return Err(ResumeError::Kind { descriptor: number, expected }),
+        };
+        Ok(Self { socket })
+    }
+
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         match &self.socket {
             Bound::Unix { listener, .. } => Ok(Stream::Unix(listener.accept().await?.0)),
@@ -132,10 +179,31 @@ impl Listener {
     }
 }
 
-/// Removes the socket's file, if it is still the one that was made.
-struct SocketFile {
+/// A Unix socket's file: removed on drop, if it is still the one that was made.
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Takes over the file of a socket that another process bound.
+    ///
+    /// # Errors
+    /// The operating system's, if no file is there.
+    pub fn adopt(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.into(), identity: identity(path)? })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it to a successor, who goes on listening: its path and identity.
+    pub fn leave(mut self) -> (PathBuf, (u64, u64)) {
+        // An empty path names nothing, so nothing is removed.
+        (std::mem::take(&mut self.path), self.identity)
+    }
 }
 
 impl Drop for SocketFile {
@@ -151,7 +219,12 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+/// Binds a Unix socket that is the owner's alone (mode 0600); one that a dead server left is replaced. To be called
+/// within a tokio runtime.
+///
+/// # Errors
+/// A [`ListenError`]; nothing is left behind.
+pub fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let name = || format!("unix:{}", path.display());
     let length = path.as_os_str().len();
     if length > 107 {
@@ -169,7 +242,7 @@ fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
         other => other,
     };
     let listener = listener.map_err(failed)?;
-    let file = SocketFile { path: path.into(), identity: identity(path).map_err(failed)? };
+    let file = SocketFile::adopt(path).map_err(failed)?;
     Ok((UnixListener::from_std(listener).map_err(failed)?, file))
 }
 

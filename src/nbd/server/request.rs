@@ -67,6 +67,7 @@ pub(super) fn nbd_error(error: BlockError) -> NbdError {
             NbdError::Io
         }
         BlockError::LostWrites => NbdError::Io,
+        BlockError::Frozen => NbdError::Permission,
         BlockError::Stopped => NbdError::Shutdown,
     }
 }
@@ -156,6 +157,7 @@ mod tests {
             (BlockError::NotSupported, NbdError::NotSupported),
             (BlockError::Io(std::io::ErrorKind::Other.into()), NbdError::Io),
             (BlockError::LostWrites, NbdError::Io),
+            (BlockError::Frozen, NbdError::Permission),
             (BlockError::Stopped, NbdError::Shutdown),
         ];
         for (ours, theirs) in all {

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -24,18 +25,12 @@ macro_rules! either {
 
 impl Stream {
     pub(super) fn into_blocking(self) -> io::Result<Socket> {
-        Ok(match self {
-            Self::Unix(stream) => {
-                let stream = stream.into_std()?;
-                stream.set_nonblocking(false)?;
-                Socket::Unix(stream)
-            }
-            Self::Tcp(stream) => {
-                let stream = stream.into_std()?;
-                stream.set_nonblocking(false)?;
-                Socket::Tcp(stream)
-            }
-        })
+        let socket = match self {
+            Self::Unix(stream) => Socket::Unix(stream.into_std()?),
+            Self::Tcp(stream) => Socket::Tcp(stream.into_std()?),
+        };
+        socket.set_blocking()?;
+        Ok(socket)
     }
 }
 
@@ -66,10 +61,27 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    pub(super) fn set_blocking(&self) -> io::Result<()> {
+        either!(self, stream => stream.set_nonblocking(false))
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        either!(self, stream => stream.as_fd())
+    }
+
     /// Ends one or both directions, also for a thread that waits in a read or a write.
     pub(super) fn shutdown(&self, how: Shutdown) {
         // The peer may have gone first; there is nothing left to end then.
         let _ = either!(self, stream => stream.shutdown(how));
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        match socket {
+            Socket::Unix(stream) => stream.into(),
+            Socket::Tcp(stream) => stream.into(),
+        }
     }
 }
 

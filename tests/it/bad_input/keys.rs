@@ -37,7 +37,7 @@ fn an_unknown_key() {
 #[test]
 fn what_is_no_key() {
     let lab = Lab::new();
-    for name in ["", "not a key", "arn:aws:s3:::bucket", "alias/"] {
+    for name in [" ", "not a key", "arn:aws:s3:::bucket", "alias/"] {
         let args = ["--size", "1M", "--key", name];
         let output = finish(lab.sealblk([&["run"], &args[..], &["--", "true"]].concat()));
         let code = output.status.code();

@@ -57,7 +57,7 @@ async fn the_role_chooses_the_profile() {
     let settings = Settings { host_profile: Some("host".into()), ..settings(&server) };
     for (role, credential) in [(Role::Host, "akidhost/"), (Role::Provisioner, "akidprovisioner/")] {
         let connector = Connector::tuned(settings.clone(), tuning(PROFILES));
-        let kms = AwsKms::connect(connector, role).await.expect("settings");
+        let kms = connect(connector, role).await.expect("settings");
         kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
         let head = server.requests().pop().expect("a request").head;
         assert!(head.contains(&format!("credential={credential}")), "{role:?}: {head}");
@@ -84,7 +84,7 @@ async fn fips_and_an_endpoint_exclude_each_other() {
     let profiles = PROFILES.replace("[default]", "[default]\nuse_fips_endpoint = true");
     let opened = |endpoint: Option<&str>| {
         let settings = Settings { endpoint: endpoint.map(Into::into), ..Settings::default() };
-        AwsKms::connect(Connector::tuned(settings, tuning(&profiles)), Role::Provisioner)
+        connect(Connector::tuned(settings, tuning(&profiles)), Role::Provisioner)
     };
     let error = opened(Some("https://kms.example.com")).await.map(drop).expect_err("both");
     assert_eq!(error.class, ErrorClass::Config);
@@ -95,7 +95,7 @@ async fn fips_and_an_endpoint_exclude_each_other() {
 #[tokio::test]
 async fn plain_http_to_another_host_is_refused_before_any_call() {
     let settings = Settings { endpoint: Some("http://192.0.2.1".into()), ..Settings::default() };
-    let error = AwsKms::open(&settings, Role::Host).await.map(drop).expect_err("http");
+    let error = AwsKms::open(&settings, Role::Host, Arc::new(Nobody)).await.map(drop).expect_err("http");
     assert_eq!(error.class, ErrorClass::Config);
 }
 
@@ -153,7 +153,7 @@ async fn the_environment_does_not_redirect_calls() {
 async fn child_calls_the_server() {
     let endpoint = std::env::var(CHILD_SERVER).expect("a server");
     let settings = Settings { endpoint: Some(endpoint), ..Settings::default() };
-    let kms = AwsKms::open(&settings, Role::Host).await.expect("settings");
+    let kms = AwsKms::open(&settings, Role::Host, Arc::new(Nobody)).await.expect("settings");
     kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
     kms.parties().await.expect("a caller");
 }
@@ -175,7 +175,7 @@ async fn child_has_a_profile() {
     let settings =
         Settings { endpoint: Some(endpoint), host_profile: Some("host".into()), ..Settings::default() };
     let connector = Connector::tuned(settings, tuning(PROFILES));
-    let kms = AwsKms::connect(connector, Role::Host).await.expect("settings");
+    let kms = connect(connector, Role::Host).await.expect("settings");
     kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
 }
 
@@ -203,7 +203,7 @@ async fn the_environment_chooses_fips_and_proxy_but_no_host() {
 
 async fn child_asks_the_region() {
     let settings = Settings { deadline: Some(2), ..Settings::default() };
-    let kms = AwsKms::open(&settings, Role::Host).await.expect("settings");
+    let kms = AwsKms::open(&settings, Role::Host, Arc::new(Nobody)).await.expect("settings");
     let error = kms.health(&KeyRef::new(ARN)).await.expect_err("the proxy lets nothing out");
     assert_eq!(error.class, ErrorClass::Unreachable);
     assert!(error.message.contains("AWS KMS in eu-west-1"), "{error}");
@@ -218,7 +218,10 @@ async fn no_region_is_an_error_that_says_how_to_give_one() {
 }
 
 async fn child_has_no_region() {
-    let error = AwsKms::open(&Settings::default(), Role::Host).await.map(drop).expect_err("no region");
+    let error = AwsKms::open(&Settings::default(), Role::Host, Arc::new(Nobody))
+        .await
+        .map(drop)
+        .expect_err("no region");
     assert_eq!(error.class, ErrorClass::Config);
     assert!(error.message.contains("AWS_REGION"), "{error}");
 }
@@ -232,7 +235,7 @@ async fn no_credentials_is_an_error_before_any_call() {
 }
 
 async fn child_has_no_credentials() {
-    let kms = AwsKms::open(&Settings::default(), Role::Host).await.expect("settings");
+    let kms = AwsKms::open(&Settings::default(), Role::Host, Arc::new(Nobody)).await.expect("settings");
     let error = kms.health(&KeyRef::new(ARN)).await.expect_err("no credentials");
     assert_eq!(error.class, ErrorClass::Denied, "{error}");
     assert!(error.message.starts_with("no AWS credentials"), "{error}");

@@ -8,7 +8,7 @@ use tokio::sync::Barrier;
 
 use super::*;
 use crate::kms::local::{Admin, PrincipalName, ServeOptions, serve};
-use crate::kms::{GrantRef, KeyRef, KeyService, KmsError, Lease, Released};
+use crate::kms::{GrantRef, KeyRef, KeyService, Lease, Released};
 
 const STARTS: usize = 100;
 
@@ -107,7 +107,7 @@ async fn a_hundred_starts_get_through_the_quotas() {
     let endpoint = Some(format!("http://{address}"));
     let settings = Settings { endpoint, region: Some(credentials.region.clone()), ..Settings::default() };
     let connector = Connector::tuned(settings, tuning);
-    let kms = Arc::new(AwsKms::connect(connector, Role::Provisioner).await.expect("settings"));
+    let kms = Arc::new(connect(connector, Role::Provisioner).await.expect("settings"));
     let starts: Vec<_> = (0..STARTS)
         .map(|number| {
             let (grantee, retiring) = (Principal::new(&host), Principal::new(&credentials.principal));

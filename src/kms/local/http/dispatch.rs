@@ -13,6 +13,7 @@ use super::super::operations::keys::{
     CancelKeyDeletion, CreateKey, DescribeKey, DisableKey, EnableKey, ScheduleKeyDeletion,
 };
 use super::super::operations::listing::ListKeys;
+use super::super::operations::policies::{GetKeyPolicy, ListKeyPolicies, PutKeyPolicy};
 use super::super::operations::rotation::{
     DisableKeyRotation, EnableKeyRotation, GetKeyRotationStatus, ListKeyRotations, RotateKeyOnDemand,
 };
@@ -40,12 +41,15 @@ pub(crate) fn dispatch(name: &str, engine: &Engine, caller: &Caller, body: &[u8]
         "GenerateDataKey" => run::<GenerateDataKey>,
         "GenerateDataKeyWithoutPlaintext" => run::<GenerateDataKeyWithoutPlaintext>,
         "GenerateRandom" => run::<GenerateRandom>,
+        "GetKeyPolicy" => run::<GetKeyPolicy>,
         "GetKeyRotationStatus" => run::<GetKeyRotationStatus>,
         "ListAliases" => run::<ListAliases>,
         "ListGrants" => run::<ListGrants>,
+        "ListKeyPolicies" => run::<ListKeyPolicies>,
         "ListKeyRotations" => run::<ListKeyRotations>,
         "ListKeys" => run::<ListKeys>,
         "ListRetirableGrants" => run::<ListRetirableGrants>,
+        "PutKeyPolicy" => run::<PutKeyPolicy>,
         "ReEncrypt" => run::<ReEncrypt>,
         "RetireGrant" => run::<RetireGrant>,
         "RevokeGrant" => run::<RevokeGrant>,

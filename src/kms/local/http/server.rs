@@ -181,8 +181,11 @@ impl Server {
 fn caller(principal: &PrincipalRecord, parts: &Parts, peer: SocketAddr) -> Caller {
     let agent = parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("-");
     Caller {
+        secure: false,
         name: principal.name,
         source: peer.ip().to_string(),
         agent: agent.chars().take(MAX_AGENT).collect(),
+        // Whoever called over HTTP keeps an audit log of its own.
+        witness: None,
     }
 }

@@ -10,8 +10,8 @@ use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 use zeroize::Zeroizing;
 
 use super::super::failure::Failure;
-use super::super::hex;
 use super::super::principal::PrincipalRecord;
+use crate::hex;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// How far the client's clock may be off.

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::super::call::{Alias, Call};
 use super::super::engine::Operation;
 use super::super::failure::Failure;
+use super::super::record::KeyRecord;
 use super::keys::Nothing;
 use super::length_within;
 use super::listing::{check_marker, page};
@@ -61,6 +62,12 @@ fn check(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// An alias is given by whoever may on both sides: the alias by its own policies, the key by the key's as well.
+fn authorise(call: &Call<'_>, action: &str, name: &str, record: &KeyRecord) -> Result<(), Failure> {
+    call.authorise_without_key(action, &call.arn(name))?;
+    call.authorise_by_policy(action, record)
+}
+
 fn not_found(call: &Call<'_>, name: &str) -> Failure {
     Failure::not_found(format!("Alias {} is not found.", call.arn(name)))
 }
@@ -73,7 +80,7 @@ impl Operation for CreateAlias {
     fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
         check(&self.alias_name)?;
         let record = call.key(&self.target_key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        authorise(call, Self::NAME, &self.alias_name, &record)?;
         record.require_state(&NAMEABLE)?;
         let mut aliases = call.aliases()?;
         if aliases.0.contains_key(&self.alias_name) {
@@ -95,7 +102,7 @@ impl Operation for UpdateAlias {
     fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
         check(&self.alias_name)?;
         let record = call.key(&self.target_key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        authorise(call, Self::NAME, &self.alias_name, &record)?;
         record.require_state(&NAMEABLE)?;
         let mut aliases = call.aliases()?;
         let missing = not_found(call, &self.alias_name);
@@ -114,7 +121,7 @@ impl Operation for DeleteAlias {
 
     fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
         check(&self.alias_name)?;
-        call.authorise_by_policy(Self::NAME, &call.arn(&self.alias_name))?;
+        call.authorise_without_key(Self::NAME, &call.arn(&self.alias_name))?;
         let mut aliases = call.aliases()?;
         let alias = aliases.0.remove(&self.alias_name).ok_or_else(|| not_found(call, &self.alias_name))?;
         if let Some(record) = call.load(alias.key)? {
@@ -166,7 +173,7 @@ impl Operation for ListAliases {
     type Answer = AliasesAnswer;
 
     fn run(&self, call: &mut Call<'_>) -> Result<AliasesAnswer, Failure> {
-        call.authorise_by_policy(Self::NAME, "*")?;
+        call.authorise_without_key(Self::NAME, "*")?;
         let key = self.key_id.as_deref().map(|key| call.key(key)).transpose()?.map(|record| record.id);
         let aliases = call.aliases()?.0;
         let wanted = aliases.into_iter().filter(|(_, alias)| key.is_none_or(|key| alias.key == key));

@@ -9,6 +9,7 @@ use super::super::call::Call;
 use super::super::engine::Operation;
 use super::super::failure::Failure;
 use super::super::pairs::Pairs;
+use super::super::policy::ConditionKeys;
 use super::super::record::{KeyRecord, MaterialId};
 use super::super::wire::{Blob, Secret, Token};
 use super::data_keys::wrap;
@@ -70,7 +71,7 @@ impl Operation for Encrypt {
         self.encryption_algorithm.check("encryptionAlgorithm")?;
         self.encryption_context.check()?;
         let mut record = call.key_or_alias(&self.key_id)?;
-        let access = Access { context: Some(&self.encryption_context), tokens: &self.grant_tokens };
+        let access = Access::to_use(&self.encryption_context, &self.grant_tokens);
         call.authorise(Self::NAME, &record, &access)?;
         record.require_symmetric(Self::NAME)?;
         call.require_enabled(&record)?;
@@ -95,18 +96,21 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    /// Finds the blob's key and checks the right to it, its kind and its state.
+    /// Finds the blob's key.
     fn key(&self, call: &mut Call<'_>) -> Result<KeyRecord, Failure> {
         self.context.check()?;
-        let record = match self.key {
-            Some(key) => call.key_or_alias(key)?,
-            None => self.key_of_blob(call)?,
-        };
-        let access = Access { context: Some(self.context), tokens: self.tokens };
-        call.authorise(self.action, &record, &access)?;
+        match self.key {
+            Some(key) => call.key_or_alias(key),
+            None => self.key_of_blob(call),
+        }
+    }
+
+    /// Checks the right to a key, its kind and its state. `facts` is what policies may ask beside the context.
+    fn require(&self, call: &Call<'_>, record: &KeyRecord, facts: ConditionKeys) -> Result<(), Failure> {
+        let access = Access { facts, ..Access::to_use(self.context, self.tokens) };
+        call.authorise(self.action, record, &access)?;
         record.require_symmetric(self.action)?;
-        call.require_enabled(&record)?;
-        Ok(record)
+        call.require_enabled(record)
     }
 
     fn key_of_blob(&self, call: &mut Call<'_>) -> Result<KeyRecord, Failure> {
@@ -211,6 +215,7 @@ impl Operation for Decrypt {
             tokens: &self.grant_tokens,
         };
         let record = opening.key(call)?;
+        opening.require(call, &record, ConditionKeys::default())?;
         if ignores_ciphertext {
             call.dry_run(self.dry_run)?;
         }
@@ -261,15 +266,14 @@ pub(crate) struct ReEncryptAnswer {
 }
 
 impl ReEncrypt {
-    fn destination(&self, call: &mut Call<'_>) -> Result<KeyRecord, Failure> {
+    /// Checks the right to the key of the new blob, its kind and its state.
+    fn require(&self, call: &Call<'_>, record: &KeyRecord, facts: ConditionKeys) -> Result<(), Failure> {
         const ACTION: &str = "ReEncryptTo";
-        self.destination_encryption_context.check()?;
-        let record = call.key_or_alias(&self.destination_key_id)?;
-        let context = Some(&self.destination_encryption_context);
-        call.authorise(ACTION, &record, &Access { context, tokens: &self.grant_tokens })?;
+        let access =
+            Access { facts, ..Access::to_use(&self.destination_encryption_context, &self.grant_tokens) };
+        call.authorise(ACTION, record, &access)?;
         record.require_symmetric(ACTION)?;
-        call.require_enabled(&record)?;
-        Ok(record)
+        call.require_enabled(record)
     }
 }
 
@@ -288,8 +292,13 @@ impl Operation for ReEncrypt {
             context: &self.source_encryption_context,
             tokens: &self.grant_tokens,
         };
+        self.destination_encryption_context.check()?;
         let source = opening.key(call)?;
-        let mut destination = self.destination(call)?;
+        let mut destination = call.key_or_alias(&self.destination_key_id)?;
+        let mut facts = ConditionKeys::default();
+        facts.add("kms:ReEncryptOnSameKey", (source.id == destination.id).to_string());
+        opening.require(call, &source, facts.clone())?;
+        self.require(call, &destination, facts)?;
         let (plaintext, from) = opening.open(call, &source)?;
         call.dry_run(self.dry_run)?;
         let wrapped = wrap(call, &mut destination, &self.destination_encryption_context, plaintext.expose())?;

@@ -86,7 +86,7 @@ impl DataKeyRequest {
         let length = self.length()?;
         self.encryption_context.check()?;
         let mut record = call.key_or_alias(&self.key_id)?;
-        let access = Access { context: Some(&self.encryption_context), tokens: &self.grant_tokens };
+        let access = Access::to_use(&self.encryption_context, &self.grant_tokens);
         call.authorise(action, &record, &access)?;
         record.require_symmetric(action)?;
         call.require_enabled(&record)?;
@@ -189,7 +189,7 @@ impl Operation for GenerateRandom {
             return Err(Failure::constraint("numberOfBytes", "null", "not be null"));
         };
         within("numberOfBytes", bytes, DATA_KEY_BYTES)?;
-        call.authorise_by_policy(Self::NAME, "*")?;
+        call.authorise_without_key(Self::NAME, "*")?;
         Ok(RandomAnswer { plaintext: random_secret(usize::try_from(bytes).map_err(Failure::internal)?)? })
     }
 }

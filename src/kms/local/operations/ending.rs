@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::super::authorise::Access;
 use super::super::call::Call;
 use super::super::engine::Operation;
 use super::super::failure::Failure;
@@ -87,10 +88,8 @@ impl RetireGrant {
     fn authorise(call: &Call<'_>, record: &KeyRecord, grant: &Grant) -> Result<(), Failure> {
         let caller = &call.principal.arn;
         let as_grantee = grant.grantee == *caller && grant.operations.iter().any(|name| name == Self::NAME);
-        if grant.retiring.as_ref() == Some(caller) || as_grantee || call.principal.name.may(Self::NAME) {
-            return Ok(());
-        }
-        Err(call.denied(Self::NAME, &record.arn, " and no grant"))
+        let granted = grant.retiring.as_ref() == Some(caller) || as_grantee;
+        call.decide(Self::NAME, record, &Access::default(), granted)
     }
 }
 
@@ -128,7 +127,7 @@ impl Operation for RevokeGrant {
     fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
         let id = grant_id(&self.grant_id)?;
         let record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         live(&record, id).ok_or_else(|| no_such_grant(&record, id))?;
         call.dry_run(self.dry_run)?;
         end(call, record, id, false)

@@ -8,6 +8,7 @@ use super::super::authorise::Access;
 use super::super::call::Call;
 use super::super::engine::Operation;
 use super::super::failure::Failure;
+use super::super::policy::ConditionKeys;
 use super::super::record::{Constraints, Grant, KeyRecord, MaterialId};
 use super::super::token::Named;
 use super::super::wire::Token;
@@ -84,12 +85,31 @@ impl CreateGrant {
             self.operations.iter().all(|operation| grant.operations.contains(operation))
                 && (grant.constraints.is_none() || grant.constraints == self.constraints)
         };
-        if call.principal.name.may(Self::NAME)
-            || call.granting(Self::NAME, record, &Access::default(), &granted).any(covers)
-        {
-            return Ok(());
+        let granted = call.granting(Self::NAME, record, &Access::default(), &granted).any(covers);
+        call.decide(Self::NAME, record, &Access { facts: self.facts(), ..Access::default() }, granted)
+    }
+
+    /// What policies may ask about the grant: its constraint stands for the encryption context.
+    fn facts(&self) -> ConditionKeys {
+        let mut facts = ConditionKeys::default();
+        facts.add("kms:GranteePrincipal", &self.grantee_principal);
+        for operation in &self.operations {
+            facts.add("kms:GrantOperations", operation);
         }
-        Err(call.denied(Self::NAME, &record.arn, " and no grant"))
+        if let Some(retiring) = &self.retiring_principal {
+            facts.add("kms:RetiringPrincipal", retiring);
+        }
+        if let Some(constraints) = &self.constraints {
+            for (kind, pairs) in [
+                ("EncryptionContextSubset", &constraints.encryption_context_subset),
+                ("EncryptionContextEquals", &constraints.encryption_context_equals),
+            ] {
+                let Some(pairs) = pairs else { continue };
+                facts.add("kms:GrantConstraintType", kind);
+                facts.add_context(pairs);
+            }
+        }
+        facts
     }
 
     /// True if `grant` is what an earlier, identical call made.
@@ -252,7 +272,7 @@ impl Operation for ListGrants {
     fn run(&self, call: &mut Call<'_>) -> Result<GrantsAnswer, Failure> {
         let wanted = self.grant_id.as_deref().map(grant_id).transpose()?;
         let record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         let grants = record.grants.iter().filter(|grant| {
             wanted.is_none_or(|id| grant.id == id)
                 && self.grantee_principal.as_ref().is_none_or(|grantee| grant.grantee == *grantee)
@@ -268,7 +288,7 @@ impl Operation for ListRetirableGrants {
 
     fn run(&self, call: &mut Call<'_>) -> Result<GrantsAnswer, Failure> {
         check_principal("retiringPrincipal", &self.retiring_principal)?;
-        call.authorise_by_policy(Self::NAME, "*")?;
+        call.authorise_without_key(Self::NAME, "*")?;
         let records = call.all_keys()?;
         let grants = records.iter().flat_map(|record| record.grants.iter().map(move |grant| (record, grant)));
         let wanted = grants.filter(|(_, grant)| grant.retiring.as_ref() == Some(&self.retiring_principal));

@@ -12,6 +12,7 @@ use super::super::event::spelled_for_events;
 use super::super::failure::Failure;
 use super::super::record::{KeyRecord, MaterialId};
 use super::super::wire::Token;
+use super::policies::{bypass_fact, check_policy};
 use super::{length_within, one_of, within};
 use crate::kms::KeyState;
 
@@ -49,6 +50,10 @@ pub(crate) struct CreateKey {
     pub(crate) origin: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) multi_region: Option<bool>,
+    /// The key policy; without one, the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<String>,
+    pub(crate) bypass_policy_lockout_safety_check: bool,
 }
 
 /// A key's description, in the answers of CreateKey and DescribeKey.
@@ -142,6 +147,16 @@ impl CreateKey {
     }
 }
 
+impl CreateKey {
+    fn authorise(&self, call: &Call<'_>, spec: &str, usage: &str, origin: &str) -> Result<(), Failure> {
+        let mut facts = bypass_fact(self.bypass_policy_lockout_safety_check);
+        for (name, value) in [("kms:KeySpec", spec), ("kms:KeyUsage", usage), ("kms:KeyOrigin", origin)] {
+            facts.add(name, value);
+        }
+        call.authorise_with(Self::NAME, "*", &facts)
+    }
+}
+
 fn unsupported(what: &str) -> Failure {
     Failure::new("UnsupportedOperationException", format!("The embedded KMS has no {what}."))
 }
@@ -153,7 +168,7 @@ impl Operation for CreateKey {
 
     fn run(&self, call: &mut Call<'_>) -> Result<KeyAnswer, Failure> {
         let (spec, usage, origin) = self.check()?;
-        call.authorise_by_policy(Self::NAME, "*")?;
+        self.authorise(call, spec, usage, origin)?;
         let id = Uuid::new_v4();
         let state = if origin == "EXTERNAL" { KeyState::PendingImport } else { KeyState::Enabled };
         let mut record = KeyRecord {
@@ -169,7 +184,11 @@ impl Operation for CreateKey {
             materials: Vec::new(),
             rotation: None,
             grants: Vec::new(),
+            policy: self.policy.clone(),
         };
+        if let Some(policy) = &self.policy {
+            check_policy(call, &record, policy, self.bypass_policy_lockout_safety_check)?;
+        }
         if spec == "SYMMETRIC_DEFAULT" && origin == "AWS_KMS" {
             call.add_material(&mut record, None)?;
         }
@@ -222,7 +241,7 @@ pub(crate) struct DisableKey {
 
 fn switch(call: &mut Call<'_>, operation: &str, key: &str, to: KeyState) -> Result<Nothing, Failure> {
     let mut record = call.key(key)?;
-    call.authorise_by_policy(operation, &record.arn)?;
+    call.authorise_by_policy(operation, &record)?;
     record.require_state(&[KeyState::Enabled, KeyState::Disabled])?;
     record.state = to;
     call.save(&record)?;
@@ -279,7 +298,7 @@ impl Operation for ScheduleKeyDeletion {
         let days = self.pending_window_in_days.unwrap_or(DEFAULT_DELETION_DAYS);
         within("pendingWindowInDays", days, DELETION_DAYS)?;
         let mut record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         record.require_state(&[KeyState::Enabled, KeyState::Disabled, KeyState::PendingImport])?;
         let deletion_date = call.now + Duration::days(days.into());
         record.state = KeyState::PendingDeletion;
@@ -317,7 +336,7 @@ impl Operation for CancelKeyDeletion {
 
     fn run(&self, call: &mut Call<'_>) -> Result<KeyIdAnswer, Failure> {
         let mut record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         if record.state != KeyState::PendingDeletion {
             let message = format!("{} is not pending deletion.", record.arn);
             return Err(Failure::new("KMSInvalidStateException", message));

@@ -42,7 +42,7 @@ impl Operation for RotateKeyOnDemand {
 
     fn run(&self, call: &mut Call<'_>) -> Result<KeyIdAnswer, Failure> {
         let mut record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         call.require_enabled(&record)?;
         require_rotatable(&record)?;
         let on_demand = Some(RotationKind::OnDemand);
@@ -76,7 +76,7 @@ impl Operation for EnableKeyRotation {
         let period_days = self.rotation_period_in_days.unwrap_or(DEFAULT_PERIOD_DAYS);
         within("rotationPeriodInDays", period_days, PERIOD_DAYS)?;
         let mut record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         call.require_enabled(&record)?;
         require_rotatable(&record)?;
         record.rotation = Some(Rotation { period_days, next: call.now + Duration::days(period_days.into()) });
@@ -100,7 +100,7 @@ impl Operation for DisableKeyRotation {
 
     fn run(&self, call: &mut Call<'_>) -> Result<Nothing, Failure> {
         let mut record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         call.require_enabled(&record)?;
         require_rotatable(&record)?;
         record.rotation = None;
@@ -136,7 +136,7 @@ impl Operation for GetKeyRotationStatus {
 
     fn run(&self, call: &mut Call<'_>) -> Result<RotationStatusAnswer, Failure> {
         let record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         require_rotatable(&record)?;
         // AWS KMS says "off" while a key waits for its deletion, and remembers the setting for after a cancel.
         let rotation = record.rotation.filter(|_| record.state != KeyState::PendingDeletion);
@@ -194,7 +194,7 @@ impl Operation for ListKeyRotations {
         let include = self.include_key_material.as_deref().unwrap_or("ROTATIONS_ONLY");
         one_of("includeKeyMaterial", include, &["ROTATIONS_ONLY", "ALL_KEY_MATERIAL"])?;
         let record = call.key(&self.key_id)?;
-        call.authorise_by_policy(Self::NAME, &record.arn)?;
+        call.authorise_by_policy(Self::NAME, &record)?;
         require_rotatable(&record)?;
         let current = record.current().map(|material| material.id);
         let wanted = record.materials.iter().enumerate();

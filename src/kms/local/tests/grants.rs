@@ -73,7 +73,7 @@ fn the_host_has_no_right_but_its_grant() {
         message,
         format!(
             "User: {host} is not authorized to perform: kms:Decrypt on resource: {arn} because no identity-based \
-             policy and no grant allows the kms:Decrypt action"
+             policy allows the kms:Decrypt action"
         )
     );
     volume.grant(json!({}));

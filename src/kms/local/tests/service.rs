@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::super::{Admin, DEFAULT_ALIAS, LocalKms};
 use super::*;
+use crate::kms::witness::Nobody;
 use crate::kms::{
     CheckOutcome, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyArn, KeyRef, KeyService, LeaseSpec,
     Permit, Released, Role,
@@ -20,7 +21,7 @@ struct Handles {
 
 fn handles() -> Handles {
     let directory = tempfile::tempdir().expect("a directory");
-    let open = |role| LocalKms::open(directory.path(), role).expect("opened");
+    let open = |role| LocalKms::open(directory.path(), role, Arc::new(Nobody)).expect("opened");
     let (provisioner, host) = (open(Role::Provisioner), open(Role::Host));
     let admin = Admin::open(directory.path()).expect("opened");
     Handles { directory, provisioner, host, admin }
@@ -96,7 +97,7 @@ async fn the_default_key_is_made_once_and_other_names_are_not_made() {
     let host = it.host.health(&KeyRef::new(DEFAULT_ALIAS)).await.expect_err("only the provisioner makes it");
     assert_eq!(host.class, ErrorClass::Unusable);
     let reference = KeyRef::new(DEFAULT_ALIAS);
-    let other = LocalKms::open(it.directory.path(), Role::Provisioner).expect("opened");
+    let other = LocalKms::open(it.directory.path(), Role::Provisioner, Arc::new(Nobody)).expect("opened");
     let (one, two) = tokio::join!(it.provisioner.health(&reference), other.health(&reference));
     assert_eq!(one.expect("made").arn, two.expect("found").arn);
     assert_eq!(it.admin.list().expect("listed").len(), 1);
@@ -179,7 +180,7 @@ fn damaged_and_foreign_directories_are_named() {
 
     let material = it.directory.path().join(format!("materials/{}.key", key.material.expect("an id")));
     fs::write(&material, "short").expect("written");
-    let kms = LocalKms::open(it.directory.path(), Role::Provisioner).expect("opened");
+    let kms = LocalKms::open(it.directory.path(), Role::Provisioner, Arc::new(Nobody)).expect("opened");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let error = runtime.block_on(kms.generate(&key.arn, &context(), 64)).err().expect("damaged");
     assert_eq!(error.class, ErrorClass::Storage);

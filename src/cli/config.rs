@@ -1,0 +1,194 @@
+//! `sealblk config`: the settings in force.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
+use serde_json::{Map, Value, json};
+use toml::Spanned;
+
+use super::options::{DEFAULT_KEY, KmsOptions, Switch};
+use super::{Failure, output};
+use crate::config::{Cipher, Config, Interval, KeyUnusable, Setting};
+
+/// Flags of `run` about the key may be given, and count.
+#[derive(Args)]
+pub(super) struct ConfigArgs {
+    #[command(flatten)]
+    kms: KmsOptions,
+}
+
+/// The table under way.
+struct Table<'a> {
+    config: &'a Config,
+    matches: &'a ArgMatches,
+    rows: Vec<(&'static str, Value, String)>,
+}
+
+impl Table<'_> {
+    /// Adds a setting that a flag may give.
+    fn add<T, F>(
+        &mut self,
+        name: &'static str,
+        flag: &str,
+        value: Option<T>,
+        file: &Setting<F>,
+        default: &str,
+    ) where
+        Value: From<T>,
+    {
+        let id = flag.replace('-', "_");
+        let source = match self.matches.value_source(&id) {
+            Some(ValueSource::CommandLine) => format!("flag --{flag}"),
+            Some(ValueSource::EnvVariable) => format!("environment {}", variable(flag)),
+            _ => self.file_or_default(file),
+        };
+        self.push(name, value, source, default);
+    }
+
+    /// Adds a setting that stands in the file or nowhere, or in `variable`.
+    fn add_file<F>(
+        &mut self,
+        name: &'static str,
+        variable: Option<(&str, String)>,
+        file: &Setting<F>,
+        show: impl Fn(&F) -> Value,
+        default: &str,
+    ) {
+        let (value, source) = match variable {
+            Some((name, value)) => (Some(value.into()), format!("environment {name}")),
+            None => (file.as_ref().map(|value| show(value.get_ref())), self.file_or_default(file)),
+        };
+        self.push(name, value, source, default);
+    }
+
+    fn push<T>(&mut self, name: &'static str, value: Option<T>, source: String, default: &str)
+    where
+        Value: From<T>,
+    {
+        // Numbers and booleans are such in JSON, wherever they come from.
+        let default = || match default {
+            "" => Value::Null,
+            text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
+        };
+        self.rows.push((name, value.map_or_else(default, Value::from), source));
+    }
+
+    fn file_or_default<F>(&self, file: &Setting<F>) -> String {
+        file.as_ref().map_or_else(|| "default".into(), |setting| self.place(setting))
+    }
+
+    fn place<F>(&self, setting: &Spanned<F>) -> String {
+        let path = self.config.path().unwrap_or(Path::new("")).display();
+        format!("{path}:{}", self.config.line(setting))
+    }
+
+    /// Says what an empty key does to the rest.
+    fn go_back_to_the_hosts_own(&mut self) {
+        let reason = self.rows.iter().find(|row| row.0 == "encryption.key").map(|row| row.2.clone());
+        let reason = format!("empty key: {}", reason.unwrap_or_default());
+        for (name, value, source) in &mut self.rows {
+            match *name {
+                "kms.provider" => (*value, *source) = ("local".into(), reason.clone()),
+                "encryption.key" => (*value, *source) = (DEFAULT_KEY.into(), reason.clone()),
+                "encryption.grantee" | "encryption.retiring" if value.is_null() => *source = reason.clone(),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The variable of a flag.
+fn variable(flag: &str) -> String {
+    format!("SEALBLK_{}", flag.replace('-', "_").to_uppercase())
+}
+
+pub(super) fn config(
+    mut args: ConfigArgs,
+    config: &Config,
+    matches: &ArgMatches,
+    state: &Path,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    args.kms.inherit(config);
+    // What would be refused by `run` is refused here.
+    args.kms.provider(state)?;
+    let matches = matches.subcommand_matches("config").unwrap_or(matches);
+    let mut table = Table { config, matches, rows: Vec::new() };
+    let settings = &config.settings;
+    table.add("state_dir", "state-dir", Some(state.to_string_lossy().into_owned()), &settings.state_dir, "");
+    let level = matches.get_one::<tracing::level_filters::LevelFilter>("log").copied();
+    let level = level.or(settings.log.as_ref().map(|level| level.get_ref().0));
+    table.add("log", "log", level.map(|level| level.to_string()), &settings.log, "warn");
+    kms_rows(&mut table, &args.kms)?;
+    volume_rows(&mut table);
+    if args.kms.is_hosts_own() {
+        table.go_back_to_the_hosts_own();
+    }
+    print(&table.rows, json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn kms_rows(table: &mut Table, flags: &KmsOptions) -> Result<(), Failure> {
+    let (kms, encryption) = (&table.config.settings.kms, &table.config.settings.encryption);
+    table.add("kms.provider", "kms", flags.kms.clone(), &kms.provider, "local");
+    table.add("kms.region", "region", flags.region.clone(), &kms.region, "");
+    table.add("kms.endpoint", "kms-endpoint", flags.kms_endpoint.clone(), &kms.endpoint, "");
+    table.add("kms.sts_endpoint", "sts-endpoint", flags.sts_endpoint.clone(), &kms.sts_endpoint, "");
+    let (provisioner, host) = (flags.provisioner_profile.clone(), flags.host_profile.clone());
+    table.add("kms.provisioner_profile", "provisioner-profile", provisioner, &kms.provisioner_profile, "");
+    table.add("kms.host_profile", "host-profile", host, &kms.host_profile, "");
+    let attempt = flags.kms_attempt_timeout;
+    table.add("kms.attempt_timeout", "kms-attempt-timeout", attempt, &kms.attempt_timeout, "10");
+    table.add("kms.deadline", "kms-deadline", flags.kms_deadline, &kms.deadline, "60");
+    table.add("encryption.key", "key", flags.key.clone(), &encryption.key, DEFAULT_KEY);
+    let context: Map<String, Value> =
+        flags.context()?.pairs().map(|(key, value)| (key.into(), value.into())).collect();
+    table.add("encryption.context", "context", Some(Value::Object(context)), &encryption.context, "");
+    table.add("encryption.grantee", "grantee", flags.grantee.clone(), &encryption.grantee, "");
+    table.add("encryption.retiring", "retiring", flags.retiring.clone(), &encryption.retiring, "");
+    let preflight = flags.preflight != Some(Switch::Off);
+    table.add("encryption.preflight", "preflight", Some(preflight), &encryption.preflight, "");
+    Ok(())
+}
+
+fn volume_rows(table: &mut Table) {
+    let (defaults, watch) = (&table.config.settings.defaults, &table.config.settings.watch);
+    let backing = std::env::var("SEALBLK_BACKING").ok().map(|value| ("SEALBLK_BACKING", value));
+    table.add_file("defaults.backing", backing, &defaults.backing, |text| text.0.clone().into(), "");
+    let sector = |size: &crate::config::Sector| size.0.bytes().into();
+    table.add_file("defaults.sector_size", None, &defaults.sector_size, sector, "4096");
+    table.add_file("defaults.discard", None, &defaults.discard, |on| (*on).into(), "true");
+    let cipher = |cipher: &Cipher| match cipher {
+        Cipher::AwsLc => "aws-lc".into(),
+        Cipher::Portable => "portable".into(),
+    };
+    table.add_file("defaults.cipher", None, &defaults.cipher, cipher, "aws-lc");
+    let interval = |interval: &Interval| match interval {
+        Interval::Off => "off".into(),
+        Interval::Every(duration) => format!("{}s", duration.as_secs()).into(),
+    };
+    table.add_file("watch.interval", None, &watch.interval, interval, "");
+    let action = |action: &KeyUnusable| match action {
+        KeyUnusable::Keep => "keep".into(),
+        KeyUnusable::Freeze => "freeze".into(),
+        KeyUnusable::Detach => "detach".into(),
+    };
+    table.add_file("watch.when_key_unusable", None, &watch.when_key_unusable, action, "");
+}
+
+fn print(rows: &[(&'static str, Value, String)], json: bool) {
+    for (name, value, source) in rows {
+        if json {
+            output::line(json!({ "setting": name, "value": value, "source": source }));
+            continue;
+        }
+        let value = match value {
+            Value::Null => "-".into(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        output::line(format!("{name:<25}  {value:<35}  {source}"));
+    }
+}

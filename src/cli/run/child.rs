@@ -1,0 +1,79 @@
+//! The captive command.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
+
+use tokio::process::Child;
+
+use super::attend::Ended;
+use crate::cli::output;
+use crate::cli::signals::Signal;
+use crate::engine::Running;
+use crate::secret::{Hardening, restore_core_limit};
+
+/// A command that runs while the volume is served.
+pub(super) struct Captive {
+    child: Child,
+    signalled: bool,
+}
+
+/// Starts the command, if there is one.
+pub(super) fn start(
+    command: &[String],
+    export: &str,
+    running: &Running,
+    hardening: &Hardening,
+) -> Result<Option<Captive>, Ended> {
+    let Some((program, arguments)) = command.split_first() else { return Ok(None) };
+    let uri = running.uris.first().map_or("", String::as_str);
+    let child = tokio::process::Command::new(program)
+        .args(arguments)
+        .env("uri", uri)
+        .env("SEALBLK_URI", uri)
+        .env("unixsocket", running.socket.as_deref().unwrap_or(Path::new("")))
+        .env("exportname", export)
+        .spawn();
+    match child {
+        Ok(child) => {
+            // A child that has ended already needs no limit.
+            let _ = child.id().map(|pid| restore_core_limit(hardening, pid));
+            Ok(Some(Captive { child, signalled: false }))
+        }
+        Err(error) => {
+            output::note(format!("error: cannot run {program:?}: {error}"));
+            // As shells have it: not found, or found and not to be run.
+            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            Err(Ended { reason: format!("command could not be run: {error}"), code: code.into() })
+        }
+    }
+}
+
+impl Captive {
+    /// Waits for the command's end.
+    pub(super) async fn end(&mut self) -> Ended {
+        match self.child.wait().await {
+            Ok(status) => Ended { reason: format!("command ended: {status}"), code: code_of(status) },
+            Err(error) => Ended { reason: format!("command lost: {error}"), code: ExitCode::FAILURE },
+        }
+    }
+
+    /// Passes a signal on to the command, unless it is a terminal's, which reaches the command by itself; the
+    /// second one kills it.
+    pub(super) fn signal(&mut self, signal: Signal) {
+        let by_terminal = signal == Signal::Interrupt && io::stdin().is_terminal();
+        match self.signalled {
+            true => Signal::Kill.send(self.child.id()),
+            false if by_terminal => {}
+            false => signal.send(self.child.id()),
+        }
+        self.signalled = true;
+    }
+}
+
+/// As shells have it: 128 and the signal's number for a command that a signal ended.
+fn code_of(status: ExitStatus) -> ExitCode {
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}

@@ -1,0 +1,233 @@
+//! Types of values. Each says what it takes when it is given something else.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use tracing::level_filters::LevelFilter;
+
+use crate::geometry::SectorSize;
+use crate::kms::EncryptionContext;
+
+/// A string that is not empty and has no control characters, 4096 bytes at most.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Text(pub String);
+
+impl TryFrom<String> for Text {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match text {
+            text if text.is_empty() => Err("must not be empty; leave the key out for the default"),
+            text if text.len() > 4096 => Err("has more than 4096 bytes"),
+            text if text.contains(char::is_control) => Err("has control characters in it"),
+            text => Ok(Self(text)),
+        }
+    }
+}
+
+/// A path from the root: what stands in a file does not depend on where a process was started.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Text")]
+pub struct AbsolutePath(pub PathBuf);
+
+impl TryFrom<Text> for AbsolutePath {
+    type Error = String;
+
+    fn try_from(Text(text): Text) -> Result<Self, String> {
+        match text.starts_with('/') {
+            true => Ok(Self(text.into())),
+            false => Err(format!("{text:?} is not an absolute path")),
+        }
+    }
+}
+
+/// `memory`, or a directory, file or block device by its absolute path.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Text")]
+pub struct BackingText(pub String);
+
+impl TryFrom<Text> for BackingText {
+    type Error = String;
+
+    fn try_from(Text(text): Text) -> Result<Self, String> {
+        match text == "memory" || text.starts_with('/') {
+            true => Ok(Self(text)),
+            false => Err(format!("{text:?} is neither `memory` nor an absolute path")),
+        }
+    }
+}
+
+/// `local`, `local:DIR` or `aws`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Text")]
+pub struct ProviderText(pub String);
+
+impl TryFrom<Text> for ProviderText {
+    type Error = String;
+
+    fn try_from(Text(text): Text) -> Result<Self, String> {
+        match text == "local" || text == "aws" || text.starts_with("local:/") {
+            true => Ok(Self(text)),
+            false => Err(format!("{text:?} is neither `local`, `local:DIR` (an absolute path) nor `aws`")),
+        }
+    }
+}
+
+/// A log level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Level(pub LevelFilter);
+
+impl TryFrom<String> for Level {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let level = match text.as_str() {
+            "off" => LevelFilter::OFF,
+            "error" => LevelFilter::ERROR,
+            "warn" => LevelFilter::WARN,
+            "info" => LevelFilter::INFO,
+            "debug" => LevelFilter::DEBUG,
+            "trace" => LevelFilter::TRACE,
+            _ => {
+                return Err(format!(
+                    "{text:?} is none of `off`, `error`, `warn`, `info`, `debug` and `trace`"
+                ));
+            }
+        };
+        Ok(Self(level))
+    }
+}
+
+/// Whole seconds, 1 to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Seconds<const MAX: u64>(pub u64);
+
+impl<const MAX: u64> TryFrom<i64> for Seconds<MAX> {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        let seconds = u64::try_from(number).ok().filter(|seconds| (1..=MAX).contains(seconds));
+        seconds.map(Self).ok_or_else(|| format!("{number} is not a number of seconds from 1 to {MAX}"))
+    }
+}
+
+/// 4096 or 512 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Sector(pub SectorSize);
+
+impl TryFrom<i64> for Sector {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        match number {
+            512 => Ok(Self(SectorSize::B512)),
+            4096 => Ok(Self(SectorSize::B4096)),
+            _ => Err(format!("{number} is neither 4096 nor 512")),
+        }
+    }
+}
+
+/// Code that enciphers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cipher {
+    /// AWS-LC.
+    AwsLc,
+    /// Plain Rust.
+    Portable,
+}
+
+/// How often something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Interval {
+    /// Never.
+    Off,
+    /// Every so often: whole seconds, 1 second to 24 hours.
+    Every(Duration),
+}
+
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Every(interval) => write!(f, "{}s", interval.as_secs()),
+        }
+    }
+}
+
+impl TryFrom<String> for Interval {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        let units = [('s', 1), ('m', 60), ('h', 3600)];
+        let seconds = units.iter().find_map(|(unit, factor)| {
+            let digits = text.strip_suffix(*unit)?;
+            let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            let number: u64 = digits.parse().ok().filter(|_| plain)?;
+            number.checked_mul(*factor).filter(|seconds| (1..=86_400).contains(seconds))
+        });
+        let seconds = seconds.ok_or_else(|| {
+            format!("{text:?} is neither `off` nor a time from `1s` to `24h` (units s, m, h)")
+        })?;
+        Ok(Self::Every(Duration::from_secs(seconds)))
+    }
+}
+
+/// What is done with a volume whose KMS key cannot be used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyUnusable {
+    /// It goes on.
+    Keep,
+    /// Its I/O waits.
+    Freeze,
+    /// It ends.
+    Detach,
+}
+
+/// An encryption context: a table of strings, or Spark's form `key1:value1,key2:value2`. Empty means none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context(pub EncryptionContext);
+
+impl<'de> Deserialize<'de> for Context {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContextVisitor)
+    }
+}
+
+struct ContextVisitor;
+
+impl<'de> Visitor<'de> for ContextVisitor {
+    type Value = Context;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table of strings, or a string like \"key1:value1,key2:value2\"")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Context, E> {
+        let mut context = EncryptionContext::default();
+        if !text.is_empty() {
+            context.insert_text(text).map_err(E::custom)?;
+        }
+        Ok(Context(context))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Context, A::Error> {
+        let mut context = EncryptionContext::default();
+        while let Some((key, value)) = map.next_entry::<String, String>()? {
+            context.insert_pair(&key, &value).map_err(de::Error::custom)?;
+        }
+        Ok(Context(context))
+    }
+}

@@ -1,0 +1,175 @@
+//! Envelopes without a volume: made, moved and retired by whoever provisions.
+
+use std::path::{Path, PathBuf};
+
+use super::EngineError;
+use super::journal::{Entry, EnvelopeNote, Note};
+use super::start::clear_away;
+use super::sweep::abandon;
+use crate::audit::AuditLog;
+use crate::envelope::{
+    self, Document, EnvelopeError, EnvelopeFile, Held, KeyRequest, Layout, Life, Rewrapped, Superseded,
+    Target, Unwrapper, VolumeId, bind, file,
+};
+use crate::kms::{GrantRef, KeyArn, KmsError, Lease, Principal, Provider, Released, Role};
+
+/// An envelope to be made.
+pub struct Order {
+    /// Size and sector size.
+    pub layout: Layout,
+    /// How long the volume will live.
+    pub life: Life,
+    /// The KMS.
+    pub provider: Provider,
+    /// The KMS key and what the data key is bound to.
+    pub request: KeyRequest,
+    /// Where the envelope goes; nothing may be there.
+    pub envelope: PathBuf,
+    /// Where the grant token goes.
+    pub token: TokenPlace,
+    /// Directory of journals.
+    pub state: PathBuf,
+    /// Where KMS calls and the volume's events are written down.
+    pub audit: AuditLog,
+}
+
+/// How a grant token travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenPlace {
+    /// In a file of its own, beside the envelope ([`file::token_path`]).
+    File,
+    /// In the envelope.
+    Envelope,
+    /// Not at all: the grant works without it some minutes later.
+    Nowhere,
+}
+
+/// An envelope that was made.
+pub struct Provisioned {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The KMS key.
+    pub key: KeyArn,
+    /// The grant's id.
+    pub grant_id: String,
+    /// Who may open it.
+    pub grantee: Principal,
+}
+
+/// Makes a wrapped key, its grant and the envelope that holds both. Needs no right to unwrap.
+///
+/// # Errors
+/// An [`EngineError`]; nothing is left then, or what is left is in the journal.
+pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
+    clear_away(&order.state, &order.audit).await;
+    let volume = VolumeId::random();
+    let context = bind(&order.request.context, &volume, order.layout)?;
+    for path in [order.envelope.clone(), file::token_path(&order.envelope)] {
+        if path.symlink_metadata().is_ok() {
+            return Err(EnvelopeError::Exists(path).into());
+        }
+    }
+    let kms = order.provider.open(Role::Provisioner, order.audit.for_volume(volume.as_str())).await?;
+    let prepared = envelope::prepare(&*kms, &order.request, volume.to_string(), context).await?;
+    let mut journal = Entry::create(&order.state, note(&volume, &order.envelope))?;
+    let mut document = Document::new(volume.clone(), order.life, order.layout, order.request.context.clone());
+    let with_token = order.token == TokenPlace::Envelope;
+    let made = async {
+        let lease =
+            envelope::provision(&mut document, &*kms, &order.provider, &prepared, with_token, &mut journal)
+                .await?;
+        write(&order, &mut document, &lease)?;
+        Ok(lease.grant_id)
+    };
+    match made.await {
+        Ok(grant_id) => {
+            journal.remove();
+            Ok(Provisioned { volume, key: prepared.key, grant_id, grantee: prepared.lease.grantee })
+        }
+        Err(error) => {
+            abandon(journal, &order.audit).await;
+            Err(error)
+        }
+    }
+}
+
+/// The token first: an envelope that is there is whole.
+fn write(order: &Order, document: &mut Document, lease: &Lease) -> Result<(), EngineError> {
+    if order.token == TokenPlace::File {
+        file::write_token(&file::token_path(&order.envelope), &lease.token)?;
+    }
+    EnvelopeFile::create(&order.envelope, document)?;
+    Ok(())
+}
+
+fn note(volume: &VolumeId, envelope: &Path) -> Note {
+    let path = std::path::absolute(envelope).unwrap_or_else(|_| envelope.into());
+    Note { envelope: Some(EnvelopeNote { path, undo_unless_sealed: false }), ..Note::new(volume) }
+}
+
+/// Moves a stored envelope's data key ([`envelope::rewrap()`]).
+///
+/// # Errors
+/// An [`EngineError`]; the envelope opens as before then.
+pub async fn rewrap(
+    mut held: Held,
+    by: Unwrapper,
+    target: Target,
+    state: &Path,
+    audit: &AuditLog,
+) -> Result<Rewrapped, EngineError> {
+    clear_away(state, audit).await;
+    let path = held.file.as_ref().map(|file| file.path().to_path_buf()).unwrap_or_default();
+    let mut journal = Entry::create(state, note(&held.document.volume, &path))?;
+    match envelope::rewrap(&mut held, &by, &target, &mut journal).await {
+        Ok(rewrapped) => {
+            // What could not be ended is tried again by the next start.
+            if rewrapped.left.is_empty() {
+                journal.remove();
+            }
+            Ok(rewrapped)
+        }
+        Err(error) => {
+            abandon(journal, audit).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Ends every grant that an envelope names; afterwards no host opens it without a new one. With `erase` the
+/// envelope goes too, and with it the last way to the data.
+///
+/// # Errors
+/// An [`EngineError`] if the envelope cannot be written; what became of each grant is in the answer.
+pub async fn retire(
+    mut held: Held,
+    provider: &Provider,
+    erase: bool,
+    audit: &AuditLog,
+) -> Result<Vec<(Superseded, Result<Released, KmsError>)>, EngineError> {
+    let witness = audit.for_volume(held.document.volume.as_str());
+    let kms = provider.open(Role::Provisioner, witness).await?;
+    let superseded = std::mem::take(&mut held.document.since_seal.superseded);
+    let all = held.document.grants().chain(superseded).filter(|grant| grant.provider == provider.kind());
+    let mut ends = Vec::new();
+    for (number, grant) in all.collect::<Vec<_>>().into_iter().enumerate() {
+        let reference = match &held.token {
+            Some(token) if number == 0 => GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token },
+            _ => GrantRef::Id { key: &grant.key, grant_id: &grant.grant },
+        };
+        let end = kms.release(&reference).await;
+        ends.push((grant, end));
+    }
+    let failed = ends.iter().any(|(_, end)| end.is_err());
+    let Some(file) = held.file.take() else { return Ok(ends) };
+    if erase && !failed {
+        file.remove()?;
+    } else {
+        held.file = Some(file);
+        let left = ends.iter().filter(|(_, end)| end.is_err()).map(|(grant, _)| grant.clone());
+        held.document.since_seal.superseded = left.collect();
+        held.document.since_seal.retired = (!failed).then(time::OffsetDateTime::now_utc);
+        held.save()?;
+    }
+    Ok(ends)
+}

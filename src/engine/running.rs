@@ -1,0 +1,180 @@
+//! A volume that is being served.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+
+use super::journal::Entry;
+use super::start::PrivateDirectory;
+use super::{EngineError, Step};
+use crate::block::BlockDevice;
+use crate::envelope::{self, Held, Layout, Life, Rewrapped, Target, Unwrapper, VolumeId};
+use crate::kms::{EncryptionContext, KeyArn, KeyHealth, KeyService, KmsError, Provider};
+use crate::nbd::server::{Served, Signal};
+use crate::store::Leftover;
+use crate::volume::EncryptedVolume;
+
+/// A volume that is being served.
+pub struct Running {
+    /// Its id.
+    pub id: VolumeId,
+    /// URIs of its listeners, in the order they were asked for.
+    pub uris: Vec<String>,
+    /// Path of its first Unix socket, if it has one.
+    pub socket: Option<PathBuf>,
+    /// What the KMS told about the key at the start, where it was asked.
+    pub health: Option<KeyHealth>,
+    pub(super) by: Unwrapper,
+    /// The grants were made for this run and end with it; else they are the envelope's.
+    pub(super) owns_grants: bool,
+    pub(super) keep: Arc<Mutex<Keep>>,
+    pub(super) layout: Layout,
+    pub(super) volume: Arc<EncryptedVolume>,
+    pub(super) backing: String,
+    pub(super) leftover: Leftover,
+    pub(super) private: Option<PrivateDirectory>,
+    pub(super) stop: watch::Sender<Signal>,
+    pub(super) server: JoinHandle<Served>,
+    pub(super) steps: Vec<Step>,
+}
+
+/// What a rewrap changes, and so nobody else meanwhile.
+pub(super) struct Keep {
+    pub(super) held: Held,
+    pub(super) journal: Entry,
+}
+
+/// What is to be said about a volume that is served.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The volume.
+    pub volume: VolumeId,
+    /// How long it lives.
+    pub life: Life,
+    /// The KMS key that wraps its data key.
+    pub kms_key: KeyArn,
+    /// `local` or `aws`.
+    pub provider: &'static str,
+    /// Which of the KMS key's materials wrapped it, where the service tells.
+    pub key_material: Option<String>,
+    /// The grant by which it was unlocked, or would be again.
+    pub grant: Option<String>,
+    /// The whole encryption context.
+    pub encryption_context: EncryptionContext,
+    /// The envelope's file.
+    pub envelope: Option<PathBuf>,
+    /// The cipher, by dm-crypt's name.
+    pub cipher: &'static str,
+    /// Bytes in a sector.
+    pub sector_size: usize,
+    /// Bytes in the volume.
+    pub size: u64,
+    /// Where the ciphertext lies.
+    pub backing: String,
+    /// Bytes that clients wrote.
+    pub bytes_written: u64,
+    /// Writes are refused, by the user's wish or because of the KMS key's state.
+    pub read_only: bool,
+    /// Where clients connect.
+    pub uris: Vec<String>,
+    /// The process.
+    pub pid: u32,
+    /// Its version.
+    pub version: &'static str,
+    /// What has happened, in order.
+    pub steps: Vec<Step>,
+}
+
+impl Running {
+    /// The KMS key that wraps the data key now.
+    pub async fn key(&self) -> KeyArn {
+        self.keep.lock().await.held.document.slots[0].key.clone()
+    }
+
+    /// Moves the data key to another KMS key, or to the newest material of its own. No I/O waits for it; a second
+    /// rewrap waits for the first.
+    pub fn rewrap(
+        &self,
+        target: Target,
+    ) -> impl Future<Output = Result<Rewrapped, EngineError>> + Send + 'static {
+        let (keep, by) = (self.keep.clone(), self.by.clone());
+        async move {
+            let mut keep = keep.lock().await;
+            let Keep { held, journal } = &mut *keep;
+            Ok(envelope::rewrap(held, &by, &target, journal).await?)
+        }
+    }
+
+    /// After a rewrap: the provider that unwraps from now on.
+    pub fn moved_to(&mut self, provider: Provider) {
+        self.by.provider = provider;
+        self.happened("rewrapped");
+    }
+
+    /// The KMS under the provisioner's identity.
+    ///
+    /// # Errors
+    /// As [`Provider::open`].
+    pub async fn provisioner(&self) -> Result<Arc<dyn KeyService>, KmsError> {
+        self.by.provisioner().await
+    }
+
+    /// The KMS that unwraps.
+    pub fn provider(&self) -> &Provider {
+        &self.by.provider
+    }
+
+    /// True while writes are refused by [`Running::freeze`].
+    pub fn is_frozen(&self) -> bool {
+        self.volume.is_frozen()
+    }
+
+    /// Notes that something happened.
+    pub fn happened(&mut self, step: &'static str) {
+        self.steps.push(Step::now(step));
+    }
+
+    /// Refuses writes from now on, or takes them again.
+    pub fn freeze(&mut self, frozen: bool) {
+        self.volume.freeze(frozen);
+        self.happened(if frozen { "frozen" } else { "thawed" });
+    }
+
+    /// What is to be said about it, as it is now; the key as it is after a rewrap that is under way.
+    pub fn status(&self) -> impl Future<Output = Status> + Send + 'static {
+        let keep = self.keep.clone();
+        let read_only = self.volume.features().read_only || self.volume.is_frozen();
+        let (id, layout, backing) = (self.id.clone(), self.layout, self.backing.clone());
+        let (bytes_written, uris, steps) =
+            (self.volume.bytes_written(), self.uris.clone(), self.steps.clone());
+        async move {
+            let keep = keep.lock().await;
+            let document = &keep.held.document;
+            let slot = &document.slots[0];
+            Status {
+                volume: id,
+                life: document.life,
+                kms_key: slot.key.clone(),
+                provider: slot.provider.as_str(),
+                key_material: slot.material().map(Into::into),
+                grant: slot.grant.as_ref().map(|grant| grant.id.clone()),
+                encryption_context: document.whole_context(),
+                envelope: keep.held.file.as_ref().map(|file| file.path().into()),
+                cipher: envelope::CIPHER,
+                sector_size: layout.sector.bytes(),
+                size: layout.size.bytes(),
+                backing,
+                bytes_written,
+                read_only,
+                uris,
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION"),
+                steps,
+            }
+        }
+    }
+}

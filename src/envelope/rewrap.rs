@@ -1,0 +1,227 @@
+//! The same data key under another KMS key, or under the newest material of the same one.
+//!
+//! The order survives a crash after each step: the new wrapped key stands in the envelope as pending before
+//! anything refers to it; its grant is made; it is unwrapped once and compared with the volume's own; only then are
+//! the old slots dropped, and their grants ended last. Until then the old way opens the volume, from then on the
+//! new one, and the ledger knows of every grant that the envelope does not name.
+
+use super::EnvelopeError;
+use super::document::{Document, Pending, Slot, Superseded};
+use super::file::{self, EnvelopeFile};
+use super::provision::{KeyRequest, Ledger, Prepared, lease, prepare};
+use super::seal::SealKey;
+use super::unlock::{Unwrapper, take_in_pending};
+use crate::kms::{
+    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey, isolate,
+};
+
+/// An envelope in use.
+pub struct Held {
+    /// The document.
+    pub document: Document,
+    /// Its file; none for a volume that nobody opens again.
+    pub file: Option<EnvelopeFile>,
+    /// The volume's own, once it is unlocked.
+    pub seal: Option<SealKey>,
+    /// The first slot's grant token, where it is known.
+    pub token: Option<GrantToken>,
+}
+
+impl Held {
+    /// Writes the document to its file, if it has one.
+    ///
+    /// # Errors
+    /// [`EnvelopeError::Io`].
+    pub fn save(&mut self) -> Result<(), EnvelopeError> {
+        self.file.as_mut().map_or(Ok(()), |file| file.write(&mut self.document))
+    }
+}
+
+/// Where a data key is to go.
+pub struct Target {
+    /// The KMS.
+    pub provider: Provider,
+    /// The key and the grant's principals; the context stays the volume's.
+    pub request: KeyRequest,
+    /// The slots that are there stay beside the new one.
+    pub keep_others: bool,
+    /// The grant token travels in the document.
+    pub with_token: bool,
+}
+
+/// What a rewrap did.
+pub struct Rewrapped {
+    /// The KMS key that wraps the data key now.
+    pub key: KeyArn,
+    /// Which of its materials, where the service tells.
+    pub material: Option<String>,
+    /// The new grant's id.
+    pub grant_id: String,
+    /// False if this side may not unwrap: the host verifies the new slot when it opens the volume next.
+    pub verified: bool,
+    /// Grants that could not be ended now, with the reason; the envelope remembers them.
+    pub left: Vec<(Superseded, KmsError)>,
+}
+
+/// Moves `held`'s data key to `target`.
+///
+/// # Errors
+/// An [`EnvelopeError`]; the volume opens as before, and what was made until then is undone, or known to the ledger.
+pub async fn rewrap(
+    held: &mut Held,
+    source: &Unwrapper,
+    target: &Target,
+    ledger: &mut dyn Ledger,
+) -> Result<Rewrapped, EnvelopeError> {
+    let kms = source.at(&target.provider).provisioner().await?;
+    let (name, context) = (held.document.next_grant_name(), held.document.whole_context());
+    let prepared = prepare(&*kms, &target.request, name, context).await?;
+    let wrapped = wrap_anew(held, source, target, &prepared.key).await?;
+    let (key, material) = (wrapped.key.clone(), wrapped.material.clone());
+    note_old_grants(held, &source.provider, ledger)?;
+    // What an earlier rewrap left half done is dropped with its grant.
+    let given_up = held.document.since_seal.pending.take();
+    held.document.since_seal.superseded.extend(given_up.iter().filter_map(|old| old.slot.as_superseded()));
+    held.document.since_seal.retired = None;
+    let slot = Slot::new(target.provider.kind(), wrapped);
+    held.document.since_seal.pending = Some(Pending { slot, keep_others: target.keep_others });
+    held.save()?;
+    match admit(held, source, target, &*kms, &prepared, ledger).await {
+        Ok((grant_id, verified)) => {
+            let left = end_superseded(held, source).await?;
+            Ok(Rewrapped { key, material, grant_id, verified, left })
+        }
+        Err(error) => {
+            withdraw(held, &*kms).await;
+            Err(error)
+        }
+    }
+}
+
+/// The data key wrapped by `to`.
+async fn wrap_anew(
+    held: &Held,
+    source: &Unwrapper,
+    target: &Target,
+    to: &KeyArn,
+) -> Result<WrappedKey, EnvelopeError> {
+    let document = &held.document;
+    let kind = source.provider.kind();
+    let slot = document.slots.iter().find(|slot| slot.provider == kind);
+    let slot =
+        slot.ok_or_else(|| EnvelopeError::NoSlot { volume: document.volume.clone(), provider: kind })?;
+    let context = document.whole_context();
+    if source.provider.is_same_service(&target.provider) && slot.key.region() == to.region() {
+        let kms = source.provisioner().await?;
+        return Ok(kms.rewrap(&slot.wrapped(), &context, to, &context).await?);
+    }
+    let _ = isolate::HIDDEN_COMMAND;
+    Err(KmsError::new("Encrypt", ErrorClass::Config, "not between services yet").into())
+}
+
+/// What is dropped later has to be ended later, also if this process is gone by then.
+fn note_old_grants(held: &Held, provider: &Provider, ledger: &mut dyn Ledger) -> Result<(), EnvelopeError> {
+    for old in held.document.grants().filter(|old| old.provider == provider.kind()) {
+        ledger.will_end(provider, &old.key, &old.grant)?;
+    }
+    Ok(())
+}
+
+/// Gives the pending slot its grant, verifies it and takes it in. Tells the grant's id, and whether it was verified.
+async fn admit(
+    held: &mut Held,
+    source: &Unwrapper,
+    target: &Target,
+    kms: &dyn KeyService,
+    prepared: &Prepared,
+    ledger: &mut dyn Ledger,
+) -> Result<(String, bool), EnvelopeError> {
+    let Lease { grant_id, token } = {
+        let lease = lease(kms, &target.provider, prepared, ledger).await?;
+        if let Some(pending) = &mut held.document.since_seal.pending {
+            pending.slot.grant = Some(prepared.grant(&lease, target.with_token));
+        }
+        lease
+    };
+    if let Some(file) = held.file.as_ref().filter(|_| !target.with_token) {
+        file::write_token(&file::token_path(file.path()), &token)?;
+    }
+    held.save()?;
+    let by = source.at(&target.provider);
+    let verified = verify(held, &by, &token).await?;
+    if verified {
+        take_in_pending(&mut held.document);
+        if let Some(seal) = &held.seal {
+            held.document.seal(seal);
+        }
+        held.save()?;
+    }
+    held.token = Some(token);
+    Ok((grant_id, verified))
+}
+
+/// Unwraps the pending slot and compares its data key with the volume's own, by what is derived from it. False if
+/// this side is not the grant's grantee, and so can leave it to the host only.
+async fn verify(held: &mut Held, by: &Unwrapper, token: &GrantToken) -> Result<bool, EnvelopeError> {
+    let Some(pending) = &held.document.since_seal.pending else { return Ok(false) };
+    let key = match by.unwrap(&held.document, &pending.slot, Some(token)).await {
+        Err(error) if error.class == ErrorClass::Denied && held.seal.is_none() => {
+            tracing::info!(%error, "the host verifies the new slot when it opens the volume");
+            return Ok(false);
+        }
+        key => key?,
+    };
+    let theirs = SealKey::derive(&key)?;
+    let is_same = match &held.seal {
+        Some(own) => own.is_same(&theirs),
+        // Of a volume that was never opened there is nothing to compare with, and nothing to lose.
+        None => held.document.verify(&theirs).unwrap_or(true),
+    };
+    if !is_same {
+        let key = pending.slot.key.to_string();
+        return Err(EnvelopeError::AnotherKey { volume: held.document.volume.clone(), key });
+    }
+    if held.seal.is_none() && held.document.is_sealed() {
+        held.seal = Some(theirs);
+    }
+    Ok(true)
+}
+
+/// Ends the grants of dropped slots. What the provider at hand cannot end stays in the document.
+async fn end_superseded(
+    held: &mut Held,
+    source: &Unwrapper,
+) -> Result<Vec<(Superseded, KmsError)>, EnvelopeError> {
+    let mut left = Vec::new();
+    let superseded = std::mem::take(&mut held.document.since_seal.superseded);
+    if superseded.is_empty() {
+        return Ok(left);
+    }
+    let kms = source.provisioner().await?;
+    for old in superseded {
+        if old.provider != source.provider.kind() {
+            held.document.since_seal.superseded.push(old);
+            continue;
+        }
+        if let Err(error) = kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
+            held.document.since_seal.superseded.push(old.clone());
+            left.push((old, error));
+        }
+    }
+    held.save()?;
+    Ok(left)
+}
+
+/// Takes a pending slot back that could not be admitted. What fails here is the ledger's to end.
+async fn withdraw(held: &mut Held, kms: &dyn KeyService) {
+    let Some(pending) = held.document.since_seal.pending.take() else { return };
+    if let Err(error) = held.save() {
+        tracing::warn!(%error, "the envelope still has a pending slot, which the next opening passes over");
+        return;
+    }
+    if let Some(grant) = &pending.slot.grant
+        && let Err(error) = kms.release(&GrantRef::Id { key: &pending.slot.key, grant_id: &grant.id }).await
+    {
+        tracing::warn!(%error, "the new grant is left over; the next start or `sealblk gc` retires it");
+    }
+}

@@ -1,0 +1,177 @@
+//! The reading side of a connection: reads ahead, and stops between two requests when it is asked to.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::socket::Socket;
+
+/// Bytes read ahead: headers and the data of small writes come in with few system calls.
+const READ_AHEAD: usize = 64 << 10;
+
+/// Asks all connections of a server to stop reading at the end of a request.
+pub(super) struct Pause {
+    asked: AtomicBool,
+    /// Becomes readable with `asked` and stays so: nobody reads it, so it wakes everybody.
+    event: OwnedFd,
+}
+
+impl Pause {
+    pub(super) fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { asked: AtomicBool::new(false), event })
+    }
+
+    pub(super) fn ask(&self) -> io::Result<()> {
+        self.asked.store(true, Ordering::Release);
+        rustix::io::write(&self.event, &1_u64.to_ne_bytes())?;
+        Ok(())
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// Waits until there is something to read on `socket`, or a pause is asked for: true, whatever else there is.
+    fn comes_first(&self, socket: &Socket) -> io::Result<bool> {
+        loop {
+            let wanted = [
+                PollFd::new(&self.event, PollFlags::IN),
+                PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
+            ];
+            let mut descriptors = wanted;
+            match poll(&mut descriptors, None) {
+                Ok(_) => return Ok(!descriptors[0].revents().is_empty()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What comes after a request.
+pub(super) enum Next {
+    /// Another one, or at least its first byte.
+    Request,
+    /// Nothing: the client has ended the stream.
+    End,
+    /// A pause was asked for, and every byte that was taken from the socket has been used.
+    Pause,
+}
+
+/// Everything that a client sends in transmission.
+pub(super) struct Incoming {
+    stream: BufReader<Half>,
+    pause: Option<Arc<Pause>>,
+}
+
+impl Incoming {
+    /// With `pause`, one more system call is made wherever a request is waited for.
+    pub(super) fn new(socket: Arc<Socket>, pause: Option<Arc<Pause>>) -> Self {
+        Self { stream: BufReader::with_capacity(READ_AHEAD, Half(socket)), pause }
+    }
+
+    /// Waits where a request may begin.
+    pub(super) fn next(&mut self) -> io::Result<Next> {
+        if let Some(pause) = &self.pause
+            && self.stream.buffer().is_empty()
+            && pause.comes_first(&self.stream.get_ref().0)?
+        {
+            return Ok(Next::Pause);
+        }
+        Ok(if self.stream.fill_buf()?.is_empty() { Next::End } else { Next::Request })
+    }
+
+    /// Fills `bytes` with the next part of a request. Reads ahead no more once a pause is asked for.
+    pub(super) fn take(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        if !self.pause.as_ref().is_some_and(|pause| pause.is_asked()) {
+            return self.stream.read_exact(bytes);
+        }
+        let there = self.stream.buffer().len().min(bytes.len());
+        let (there, missing) = bytes.split_at_mut(there);
+        self.stream.read_exact(there)?;
+        self.stream.get_mut().read_exact(missing)
+    }
+}
+
+/// The reading side of the shared socket.
+struct Half(Arc<Socket>);
+
+impl Read for Half {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*self.0).read(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Messages of these lengths, each of two bytes that tell how many follow.
+    fn messages(lengths: &[u16]) -> Vec<u8> {
+        let message = |length: &u16| [&length.to_be_bytes()[..], &vec![3; usize::from(*length)]].concat();
+        lengths.iter().flat_map(message).collect()
+    }
+
+    proptest! {
+        /// What is taken before the pause and what the socket still holds are the whole stream, cut between messages.
+        #[test]
+        fn nothing_is_lost_at_a_pause(
+            lengths in prop::collection::vec(prop_oneof![0..40_u16, 0..30_000_u16], 1..40),
+            pause_after in 0..40_usize,
+            in_the_middle: bool,
+        ) {
+            let stream = messages(&lengths);
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut left, socket) = (ours.try_clone().unwrap(), Arc::new(Socket::Unix(ours)));
+            let sent = stream.clone();
+            let writer = std::thread::spawn(move || (&theirs).write_all(&sent).unwrap());
+            let pause = Arc::new(Pause::new().unwrap());
+            let mut incoming = Incoming::new(socket, Some(pause.clone()));
+            let (mut taken, mut ahead) = (Vec::new(), usize::MAX);
+            for number in 0.. {
+                if number == pause_after && !in_the_middle {
+                    pause.ask().unwrap();
+                }
+                match incoming.next().unwrap() {
+                    Next::Request => {}
+                    Next::End => {
+                        prop_assert_eq!(number, lengths.len());
+                        break;
+                    }
+                    Next::Pause => {
+                        prop_assert!(incoming.stream.buffer().is_empty());
+                        prop_assert_eq!(&taken, &messages(&lengths[..number]));
+                        break;
+                    }
+                }
+                let mut head = [0; 2];
+                incoming.take(&mut head).unwrap();
+                if number == pause_after {
+                    pause.ask().unwrap();
+                    ahead = incoming.stream.buffer().len();
+                }
+                let mut body = vec![0; u16::from_be_bytes(head).into()];
+                incoming.take(&mut body).unwrap();
+                taken.extend([&head[..], &body].concat());
+                if number >= pause_after {
+                    let now = incoming.stream.buffer().len();
+                    prop_assert!(now <= ahead, "reads ahead after a pause was asked for");
+                    ahead = now;
+                }
+            }
+            drop(incoming);
+            left.read_to_end(&mut taken).unwrap();
+            writer.join().unwrap();
+            prop_assert!(taken == stream);
+        }
+    }
+}
