@@ -102,7 +102,9 @@ async fn the_callers_identity_is_told_of_at_each_attempt() {
 #[tokio::test]
 async fn what_was_never_sent_is_not_told_of() {
     let server = Server::start([decrypted()]).await;
-    let (keeper, kms) = watched(Settings { host_profile: Some("nobody".into()), ..settings(&server) }).await;
+    let profile = Some("nobody".into());
+    let settings = Settings { host_profile: profile, region: Some("x".into()), ..settings(&server) };
+    let (keeper, kms) = watched(settings).await;
     assert!(kms.unwrap(&wrapped(), &context(), Permit::default()).await.is_err());
     assert!(keeper.told().is_empty() && server.requests().is_empty());
 }
