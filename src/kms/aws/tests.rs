@@ -4,7 +4,7 @@ mod endpoints;
 mod failures;
 mod fleet;
 mod grants;
-mod record;
+mod records;
 mod requests;
 mod server;
 
