@@ -62,7 +62,11 @@ impl Watched {
         let (exit, tries, words) = row;
         self.fault(operation, error, 1000);
         let failed = format!("{operation} failed");
-        let key = if operation == "DescribeKey" { "error: KMS key alias/sealblk: " } else { KEY };
+        let key = match (operation, exit) {
+            ("DescribeKey", _) => "error: KMS key alias/sealblk: ",
+            (_, 6) => "is not what the data key was wrapped with: KMS key arn:aws:kms:us-east-1:",
+            _ => KEY,
+        };
         let words = [&[key, &failed, error.message, error.code, "request "][..], words].concat();
         let output = refuses(&self.lab, self.command("30", &[]), exit, &words);
         assert_eq!(self.tries(operation), tries, "{operation} {}: {}", error.code, text(&output.stderr));
@@ -207,7 +211,7 @@ fn what_passes_is_waited_for() {
 }
 
 /// Decrypt without a token, through a grant that was made some minutes ago: the hidden command's own protocol, since
-/// a run always has a token.
+/// an envelope tells the age that its grant has.
 #[test]
 fn a_young_grant_is_given_time_to_spread() {
     let watched = Watched::start();
@@ -222,6 +226,7 @@ fn a_young_grant_is_given_time_to_spread() {
             },
             "wrapped": {"key": "arn:aws:kms:us-east-1:1:key/x", "blob": [1], "material": null},
             "context": {}, "token": null, "granted": now - minutes * 60,
+            "witness": {"directory": watched.lab.state(), "volume": null},
         });
         let mut child = with_credentials(&watched.lab, watched.lab.sealblk(["unwrap-key"]));
         child.stdin(Stdio::piped()).stdout(Stdio::piped());
