@@ -241,6 +241,26 @@ fn a_young_grant_is_given_time_to_spread() {
     }
 }
 
+/// An envelope knows when its grant was made, so a host without the token waits for the grant.
+#[test]
+fn an_envelope_without_its_token_is_waited_for() {
+    let watched = Watched::start();
+    // Makes the credentials.
+    assert_succeeds(&finish(watched.command("30", &[])));
+    let endpoint = format!("http://{}", watched.address);
+    let kms = ["--kms", "aws", "--region", "us-east-1", "--kms-endpoint", &endpoint];
+    let kms = [&kms[..], &["--provisioner-profile", "provisioner", "--host-profile", "host"]].concat();
+    let sealblk = |args: &[&str], end: &[&str]| {
+        finish(with_credentials(&watched.lab, watched.lab.sealblk([args, &kms, end].concat())))
+    };
+    assert_succeeds(&sealblk(&["provision", "--size", "1M", "--output", "envelope"], &[]));
+    std::fs::remove_file(watched.lab.path("envelope.token")).unwrap();
+    watched.tries("Decrypt");
+    watched.fault("Decrypt", &DENIED, 2);
+    assert_succeeds(&sealblk(&["run", "--envelope", "envelope"], &["--", "true"]));
+    assert_eq!(watched.tries("Decrypt"), 3);
+}
+
 /// Throttling outlasts the few attempts that an outage gets.
 #[test]
 fn throttling_ends_at_the_deadline_with_the_quota() {
