@@ -23,10 +23,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use context::{ContextError, EncryptionContext};
-pub use error::{ErrorClass, KmsError};
+pub use error::{Attempts, ErrorClass, KmsError};
 pub use types::{
     Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyCondition, KeyHealth, KeyRef, KeyState,
-    Lease, LeaseSpec, Parties, Preflight, Principal, Released, WrappedKey,
+    Lease, LeaseSpec, Parties, Permit, Preflight, Principal, Released, WrappedKey,
 };
 #[cfg(test)]
 pub(crate) use witness::Nobody;
@@ -82,7 +82,7 @@ pub trait KeyService: Send + Sync {
         &self,
         wrapped: &WrappedKey,
         context: &EncryptionContext,
-        token: Option<&GrantToken>,
+        permit: Permit<'_>,
     ) -> Result<DataKey, KmsError>;
 
     /// Wraps the same data key under `to`, inside the service (ReEncrypt). With the same key: under its newest

@@ -171,6 +171,9 @@ impl Running {
 
     /// Moves the data key to another KMS key, or to the newest material of its own. No I/O waits for it; a second
     /// rewrap waits for the first.
+    ///
+    /// # Errors
+    /// [`EngineError::Envelope`]; the volume opens as before.
     pub fn rewrap(
         &self,
         target: Target,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::EnvelopeError;
 use super::document::{Document, Grant, Pending, Slot};
 use super::seal::SealKey;
-use crate::kms::{ErrorClass, GrantToken, KeyService, KmsError, Provider, Role, Witness, isolate};
+use crate::kms::{ErrorClass, GrantToken, KeyService, KmsError, Permit, Provider, Role, Witness, isolate};
 use crate::secret::DataKey;
 
 /// Who unwraps: a KMS, reached from a process of its own.
@@ -46,13 +46,12 @@ impl Unwrapper {
         token: Option<&GrantToken>,
     ) -> Result<DataKey, KmsError> {
         let own = slot.grant.as_ref().and_then(Grant::token);
+        let made = slot.grant.as_ref().map(Grant::created);
+        let permit = Permit { token: own.as_ref().or(token), made };
         let (context, wrapped) = (document.whole_context(), slot.wrapped());
         let patience = self.provider.patience();
-        {
-            let token = own.as_ref().or(token);
-            isolate::unwrap(&self.helper, &self.provider, &wrapped, &context, token, patience, &*self.witness)
-                .await
-        }
+        isolate::unwrap(&self.helper, &self.provider, &wrapped, &context, permit, patience, &*self.witness)
+            .await
     }
 }
 

@@ -45,6 +45,8 @@ struct Request<P, W, C, T> {
     wrapped: W,
     context: C,
     token: Option<T>,
+    /// When the grant was made, in seconds since 1970.
+    granted: Option<i64>,
     /// Where the child reports its call.
     witness: Place,
 }

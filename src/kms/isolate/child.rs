@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{ERROR_FOLLOWS, Incoming, KEY_FOLLOWS, MAX_REQUEST};
-use crate::kms::{ErrorClass, GrantToken, KmsError, Place, Role, Witness};
+use crate::kms::{ErrorClass, GrantToken, KmsError, Permit, Place, Role, Witness};
 use crate::secret::{DataKey, harden_process};
 
 /// The whole of the hidden command: hardens the process, answers one request on stdin and stdout. `report` opens
@@ -52,10 +53,12 @@ async fn answer(
     input: impl Read,
     report: impl FnOnce(Place) -> Result<Arc<dyn Witness>, String>,
 ) -> Result<DataKey, KmsError> {
-    let Incoming { provider, wrapped, context, token, witness } = read_request(input)?;
+    let Incoming { provider, wrapped, context, token, granted, witness } = read_request(input)?;
     let token = token.map(GrantToken::new);
+    let made = granted.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let permit = Permit { token: token.as_ref(), made };
     let witness = report(witness).map_err(|why| KmsError::new("Decrypt", ErrorClass::Storage, why))?;
-    provider.open(Role::Host, witness).await?.unwrap(&wrapped, &context, token.as_ref()).await
+    provider.open(Role::Host, witness).await?.unwrap(&wrapped, &context, permit).await
 }
 
 fn read_request(input: impl Read) -> Result<Incoming, KmsError> {
@@ -107,6 +110,7 @@ mod tests {
             wrapped: &WrappedKey { key: KeyArn::new("arn"), blob: vec![1], material: None },
             context: &EncryptionContext::default(),
             token: Some("secret-token"),
+            granted: Some(0),
             witness: Nobody.place(),
         };
         let error = refusal(&serde_json::to_vec(&request).expect("JSON")).await;

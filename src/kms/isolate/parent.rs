@@ -5,11 +5,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::pipe::Timed;
 use super::{ERROR_FOLLOWS, HIDDEN_COMMAND, KEY_FOLLOWS, MAX_ERROR, MAX_REQUEST, Outgoing};
-use crate::kms::{EncryptionContext, ErrorClass, GrantToken, KmsError, Provider, Witness, WrappedKey};
+use crate::kms::{
+    EncryptionContext, ErrorClass, GrantToken, KmsError, Permit, Provider, Witness, WrappedKey,
+};
 use crate::secret::{DataKey, SecretError};
 
 /// Unwraps a data key in a child process: `executable` (`/proc/self/exe` but for tests) run with
@@ -25,13 +28,14 @@ pub async fn unwrap(
     provider: &Provider,
     wrapped: &WrappedKey,
     context: &EncryptionContext,
-    token: Option<&GrantToken>,
+    permit: Permit<'_>,
     deadline: Duration,
     witness: &dyn Witness,
 ) -> Result<DataKey, KmsError> {
     let key = wrapped.key.clone();
-    let token = token.map(GrantToken::expose);
-    let request = Outgoing { provider, wrapped, context, token, witness: witness.place() };
+    let Permit { token, made } = permit;
+    let (token, granted) = (token.map(GrantToken::expose), made.map(OffsetDateTime::unix_timestamp));
+    let request = Outgoing { provider, wrapped, context, token, granted, witness: witness.place() };
     let request = encode(&request).map_err(|error| error.on_key(key.as_str()))?;
     let mut command = Command::new(executable);
     command.arg(HIDDEN_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -180,7 +184,7 @@ mod tests {
         let wrapped = WrappedKey { key: KeyArn::new(ARN), blob: vec![7; 6144], material: None };
         let token = GrantToken::new("t".repeat(8192));
         let context = EncryptionContext::default();
-        unwrap(executable, &provider, &wrapped, &context, Some(&token), deadline, &Nobody).await
+        unwrap(executable, &provider, &wrapped, &context, Some(&token).into(), deadline, &Nobody).await
     }
 
     async fn refusal(script: &str) -> KmsError {

@@ -20,8 +20,8 @@ use super::record::Constraints;
 use super::wire::{Blob, Token};
 use crate::kms::{
     Caps, Check, CheckOutcome, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyArn, KeyHealth,
-    KeyRef, KeyService, KmsError, Lease, LeaseSpec, Parties, Preflight, Principal, Released, Role, Witness,
-    WrappedKey,
+    KeyRef, KeyService, KmsError, Lease, LeaseSpec, Parties, Permit, Preflight, Principal, Released, Role,
+    Witness, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -270,12 +270,12 @@ impl KeyService for LocalKms {
         &self,
         wrapped: &WrappedKey,
         context: &EncryptionContext,
-        token: Option<&GrantToken>,
+        permit: Permit<'_>,
     ) -> Result<DataKey, KmsError> {
         let request = Decrypt {
             ciphertext_blob: Blob(wrapped.blob.clone()),
             key_id: Some(wrapped.key.as_str().into()),
-            grant_tokens: token.map(wire_token).into_iter().collect(),
+            grant_tokens: permit.token.map(wire_token).into_iter().collect(),
             encryption_context: context.into(),
             ..Decrypt::default()
         };
