@@ -85,6 +85,15 @@ pub trait KeyService: Send + Sync {
         permit: Permit<'_>,
     ) -> Result<DataKey, KmsError>;
 
+    /// Wraps a data key that came from another service (Encrypt). As with [`KeyService::unwrap`], the plaintext
+    /// passes through memory of this process that is not locked.
+    async fn wrap(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        data_key: &DataKey,
+    ) -> Result<WrappedKey, KmsError>;
+
     /// Wraps the same data key under `to`, inside the service (ReEncrypt). With the same key: under its newest
     /// material.
     async fn rewrap(

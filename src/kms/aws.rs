@@ -147,6 +147,15 @@ impl KeyService for AwsKms {
         data_key::unwrap(&self.session, wrapped, context, permit).await
     }
 
+    async fn wrap(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        data_key: &DataKey,
+    ) -> Result<WrappedKey, KmsError> {
+        data_key::wrap(&self.session, key, context, data_key).await
+    }
+
     async fn rewrap(
         &self,
         wrapped: &WrappedKey,

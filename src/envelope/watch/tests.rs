@@ -90,6 +90,10 @@ impl KeyService for Scripted {
         Err(not_scripted())
     }
 
+    async fn wrap(&self, _: &KeyArn, _: &EncryptionContext, _: &DataKey) -> Result<WrappedKey, KmsError> {
+        Err(not_scripted())
+    }
+
     async fn rewrap(
         &self,
         _: &WrappedKey,

@@ -75,6 +75,28 @@ async fn decrypt(
         .map_err(|error| KmsError::of_secret(call.operation, &error).on_key(wrapped.key.as_str()))
 }
 
+/// Wraps a data key that came from elsewhere.
+pub(super) async fn wrap(
+    session: &Session,
+    key: &KeyArn,
+    context: &EncryptionContext,
+    data_key: &DataKey,
+) -> Result<WrappedKey, KmsError> {
+    let call = Call::on("Encrypt", key);
+    let answer = session
+        .call(call, |client| {
+            client
+                .encrypt()
+                .key_id(key.as_str())
+                .plaintext(Blob::new(data_key.expose()))
+                .set_encryption_context(Some(pairs(context)))
+                .send()
+        })
+        .await?;
+    call.require_key(key, answer.key_id())?;
+    wrapped(&call, key, answer.ciphertext_blob, None)
+}
+
 /// Wraps the same data key under `to`, inside the service.
 pub(super) async fn rewrap(
     session: &Session,
