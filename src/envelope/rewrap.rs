@@ -75,7 +75,7 @@ pub async fn rewrap(
 ) -> Result<Rewrapped, EnvelopeError> {
     let kms = source.at(&target.provider).provisioner().await?;
     let (name, context) = (held.document.next_grant_name(), held.document.whole_context());
-    let prepared = prepare(&*kms, &target.request, name, context).await?;
+    let prepared = prepare(&*kms, &with_same_parties(held, target), name, context).await?;
     let wrapped = wrap_anew(held, source, target, &prepared.key).await?;
     let (key, material) = (wrapped.key.clone(), wrapped.material.clone());
     note_old_grants(held, &source.provider, ledger)?;
@@ -95,6 +95,19 @@ pub async fn rewrap(
             withdraw(held, &*kms).await;
             Err(error)
         }
+    }
+}
+
+/// What is asked for; whoever is not named stays who it was, since whoever moves a key need not be its host.
+fn with_same_parties(held: &Held, target: &Target) -> KeyRequest {
+    let kind = target.provider.kind();
+    let own = held.document.slots.iter().find(|slot| slot.provider == kind);
+    let grant = own.and_then(|slot| slot.grant.as_ref());
+    let request = target.request.clone();
+    KeyRequest {
+        grantee: request.grantee.or_else(|| grant.map(|grant| grant.grantee.clone())),
+        retiring: request.retiring.or_else(|| grant.map(|grant| grant.retiring.clone())),
+        ..request
     }
 }
 
