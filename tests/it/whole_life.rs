@@ -119,7 +119,9 @@ fn rotated_twice() {
         assert_succeeds(&pair.reopen());
         assert_eq!(material(), first);
     }
-    let rewrap = finish(pair.provisioner(&["rewrap", envelope.to_str().unwrap()]));
+    let host = keys(&pair.lab, "host");
+    let host = ["--grantee", text_of(&host, "/Arn")];
+    let rewrap = finish(pair.provisioner(&[&["rewrap", envelope.to_str().unwrap()], &host[..]].concat()));
     assert_succeeds(&rewrap);
     assert_succeeds(&pair.reopen());
     let newest = material();
@@ -142,7 +144,11 @@ fn moved_by_the_provisioner_and_verified_by_the_host() {
     let before = facts(&pair.lab, &envelope);
     pair.admin(&["create", "--alias", "alias/next"]);
     let rewrap = ["rewrap", envelope.to_str().unwrap(), "--to-key", "alias/next"];
-    let output = finish(pair.provisioner(&[&rewrap[..], &["--host-profile", "provisioner"]].concat()));
+    let host = text_of(&before, "/slots/0/grant/grantee");
+    // The envelope alone is not believed about who may open it.
+    assert_fails(&finish(pair.provisioner(&rewrap)), 2, &[host, "user/provisioner", "--grantee"]);
+    assert_eq!(live_grants(&pair.lab.events()).len(), 1);
+    let output = finish(pair.provisioner(&[&rewrap[..], &["--grantee", host]].concat()));
     assert_succeeds(&output);
     assert!(text(&output.stderr).contains("pending"), "{}", text(&output.stderr));
 

@@ -189,7 +189,7 @@ fn what_is_no_envelope() {
         ("missing", 7, "No such file"),
         ("directory", 7, "not a regular file"),
         ("long", 7, "longer than 262144 bytes"),
-        ("binary", 7, "UTF-8"),
+        ("binary", 6, "not text"),
         ("empty", 6, "cannot be read"),
         ("other", 6, "its format is 2"),
     ];
