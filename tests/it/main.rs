@@ -30,6 +30,7 @@ mod raw;
 mod remote_kms;
 mod secrets;
 mod support;
+mod tampering;
 mod together;
 mod volume_life;
 mod whole_life;
