@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::text_of;
 use crate::enveloped::{facts, kms, pattern, read, write};
-use crate::leavings::live_grants;
+use crate::leavings::{World, live_grants};
 use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text};
 
 /// A volume of 16 MiB made by `run --durable`, with something written at its beginning.
@@ -150,4 +150,39 @@ fn through_a_symbolic_link() {
     assert_succeeds(&finish(lab.sealblk(args)));
     assert!(Path::new(&lab.path("link")).symlink_metadata().unwrap().is_symlink());
     assert_eq!(facts(&lab, &lab.path("kept/envelope"))["sealed"], true);
+}
+
+/// What the dead process left is not taken for a leftover, even if its envelope lies elsewhere by then.
+#[test]
+fn killed_and_renamed() {
+    let lab = Lab::new();
+    let backing = lab.path("backing");
+    let args = ["--size", "16M", "--durable", "first", "--backing", backing.to_str().unwrap()];
+    let volume = Volume::start(&lab, &args);
+    let bytes = pattern(1 << 20, 4);
+    write(&lab, &volume, &bytes);
+    volume.signal(9);
+    drop(volume.end());
+    for name in ["", ".token"] {
+        std::fs::rename(lab.path(&format!("first{name}")), lab.path(&format!("envelope{name}"))).unwrap();
+    }
+    assert_eq!(lab.journals().len(), 1);
+    assert_succeeds(&finish(lab.sealblk(["gc"])));
+    assert!(lab.journals().is_empty());
+    assert_eq!(live_grants(&lab.events()).len(), 1);
+    let volume = opened(&lab, &[]);
+    assert_eq!(read(&lab, &volume, bytes.len()), bytes);
+    assert!(volume.stop().0.success());
+}
+
+/// Before it is sealed, a durable volume is not there yet: all of it is cleared away.
+#[test]
+fn a_start_that_fails_leaves_nothing() {
+    let lab = Lab::new();
+    kms(&lab, &["create", "--alias", "alias/sealblk"]);
+    let before = World::of(&lab);
+    let grantee = "arn:aws:iam::111122223333:user/nobody";
+    let args = ["run", "--size", "1M", "--durable", "envelope", "--backing", "backing", "--grantee", grantee];
+    assert_fails(&finish(lab.sealblk(args)), 3, &["Decrypt failed"]);
+    assert_eq!(World::of(&lab), before);
 }
