@@ -156,6 +156,18 @@ impl Entry {
         Ok(())
     }
 
+    /// A durable volume's envelope is sealed: grant and backing are no leftovers from now on, also if the envelope
+    /// has another name by the time somebody looks for it.
+    pub(super) fn settle(&mut self) -> Result<(), EnvelopeError> {
+        self.change(|note| {
+            note.grants.clear();
+            note.backing = None;
+            if let Some(envelope) = &mut note.envelope {
+                envelope.undo_unless_sealed = false;
+            }
+        })
+    }
+
     /// Nothing is left to be cleared away.
     pub(super) fn remove(&self) {
         if let Err(error) = files::remove(&self.path) {

@@ -180,6 +180,9 @@ impl Plan {
         if let Some(file) = self.file.as_mut().filter(|_| unlocked.changed && self.seals) {
             file.write(&mut self.document)?;
             steps.push(Step::now("sealed"));
+            if self.document.life == Life::Durable {
+                journal.settle()?;
+            }
         }
         Ok(unlocked)
     }

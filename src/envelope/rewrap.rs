@@ -75,8 +75,7 @@ pub async fn rewrap(
     ledger: &mut dyn Ledger,
 ) -> Result<Rewrapped, EnvelopeError> {
     let kms = source.at(&target.provider).provisioner().await?;
-    let (name, context) = (held.document.next_grant_name(), held.document.whole_context());
-    let prepared = prepare(&*kms, &target.request, name, context).await?;
+    let prepared = prepare_for(held, target, &*kms).await?;
     let wrapped = wrap_anew(held, source, target, &prepared.key).await?;
     let (key, material) = (wrapped.key.clone(), wrapped.material.clone());
     note_old_grants(held, &source.provider, ledger)?;
@@ -96,6 +95,29 @@ pub async fn rewrap(
             withdraw(held, &*kms).await;
             Err(error)
         }
+    }
+}
+
+/// What is asked for. Whoever is not named stays who it was, where the MAC has proved who that is; else it is the
+/// service's choice, and refused if the document says otherwise: whoever can write it could name themselves there.
+async fn prepare_for(held: &Held, target: &Target, kms: &dyn KeyService) -> Result<Prepared, EnvelopeError> {
+    let document = &held.document;
+    let own = document.slots.iter().find(|slot| slot.provider == target.provider.kind());
+    let grant = own.and_then(|slot| slot.grant.as_ref());
+    let mut request = target.request.clone();
+    if let Some(grant) = grant.filter(|_| held.seal.is_some()) {
+        request.grantee.get_or_insert_with(|| grant.grantee.clone());
+        request.retiring.get_or_insert_with(|| grant.retiring.clone());
+    }
+    let is_named = request.grantee.is_some();
+    let prepared = prepare(kms, &request, document.next_grant_name(), document.whole_context()).await?;
+    match grant {
+        Some(grant) if !is_named && grant.grantee != prepared.lease.grantee => Err(EnvelopeError::Grantee {
+            volume: document.volume.clone(),
+            says: grant.grantee.clone(),
+            chosen: prepared.lease.grantee,
+        }),
+        _ => Ok(prepared),
     }
 }
 

@@ -157,6 +157,10 @@ fn forged(document: &Document) -> EnvelopeError {
 fn explained(document: &Document, error: KmsError) -> EnvelopeError {
     match error.class {
         ErrorClass::Corrupt => EnvelopeError::Unbound { volume: document.volume.clone(), error },
+        // One that was never written was made just now, and by this process.
+        ErrorClass::Denied if document.revision() > 0 => {
+            EnvelopeError::NotGranted { volume: document.volume.clone(), error }
+        }
         _ => error.into(),
     }
 }
