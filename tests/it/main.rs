@@ -16,6 +16,7 @@ mod config;
 mod deploy;
 mod endings;
 mod interrupted;
+mod kills;
 mod kms_peers;
 mod leavings;
 mod manual;
