@@ -8,7 +8,7 @@ mod file;
 
 use std::io;
 
-pub use backing::{Backing, Disposal, Leftover, StoreError};
+pub use backing::{Backing, Disposal, Leftover, LeftoverDescription, StoreError};
 pub use file::FileStore;
 
 use crate::geometry::ByteRange;

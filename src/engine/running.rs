@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use super::handover::KeptSocket;
 use super::journal::Entry;
 use super::start::PrivateDirectory;
 use super::{EngineError, Step};
@@ -15,8 +16,10 @@ use crate::block::BlockDevice;
 use crate::envelope::{self, Held, Layout, Life, Rewrapped, Target, Unwrapper, VolumeId};
 use crate::kms::{EncryptionContext, KeyArn, KeyHealth, KeyService, KmsError, Provider};
 use crate::nbd::server::{Served, Signal};
+use crate::secret::DataKey;
 use crate::store::Leftover;
-use crate::volume::EncryptedVolume;
+use crate::volume::{EncryptedVolume, Options};
+use crate::xts::Implementation;
 
 /// A volume that is being served.
 pub struct Running {
@@ -34,6 +37,13 @@ pub struct Running {
     pub(super) keep: Arc<Mutex<Keep>>,
     pub(super) layout: Layout,
     pub(super) volume: Arc<EncryptedVolume>,
+    pub(super) options: Options,
+    pub(super) implementation: Implementation,
+    pub(super) export: String,
+    /// The data key, for a successor; kept only where the user has asked for that.
+    pub(super) key_kept: Option<DataKey>,
+    /// For [`Running::snapshot`](super::handover).
+    pub(super) sockets: Vec<KeptSocket>,
     pub(super) backing: String,
     pub(super) leftover: Leftover,
     pub(super) private: Option<PrivateDirectory>,
@@ -131,6 +141,16 @@ impl Running {
     /// True while writes are refused by [`Running::freeze`].
     pub fn is_frozen(&self) -> bool {
         self.volume.is_frozen()
+    }
+
+    /// True if it can go over to a successor process.
+    pub fn is_restartable(&self) -> bool {
+        self.key_kept.is_some()
+    }
+
+    /// Name of the export.
+    pub fn export(&self) -> &str {
+        &self.export
     }
 
     /// Notes that something happened.

@@ -9,7 +9,7 @@ use rustix::fs::{
     FallocateFlags, FlockOperation, MemfdFlags, Mode, OFlags, SeekFrom, fallocate, flock, seek,
 };
 use rustix::io::Errno;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::FileStore;
 
@@ -93,7 +93,16 @@ pub struct Leftover {
     ending: Ending,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A [`Leftover`] without its file: for a successor process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftoverDescription {
+    path: PathBuf,
+    size: u64,
+    ending: Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Ending {
     Vanishes,
     Unlink,
@@ -190,6 +199,31 @@ impl Leftover {
     /// The file that was made for the volume and has a name, if there is one.
     pub fn made_file(&self) -> Option<&Path> {
         matches!(self.ending, Ending::Unlink).then_some(&self.path)
+    }
+
+    /// The backing's file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What a successor has to know beside the file.
+    pub fn description(&self) -> LeftoverDescription {
+        LeftoverDescription { path: self.path.clone(), size: self.size, ending: self.ending }
+    }
+
+    /// The file, which is a successor's to clear away from now on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn leave(mut self) -> io::Result<File> {
+        self.ending = Ending::Vanishes;
+        self.file.try_clone()
+    }
+
+    /// From a predecessor's parts.
+    pub fn from_parts(file: File, description: LeftoverDescription) -> Self {
+        let LeftoverDescription { path, size, ending } = description;
+        Self { file, path, size, ending }
     }
 
     /// The same backing, which is to stay as it is.

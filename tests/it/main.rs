@@ -9,6 +9,7 @@
     reason = "a test says what it expects by failing, its helpers too, and its numbers are small"
 )]
 
+mod audit;
 mod bad_input;
 mod ciphertext;
 mod clients;

@@ -3,6 +3,7 @@
 mod endpoints;
 mod failures;
 mod grants;
+mod records;
 mod requests;
 mod server;
 
