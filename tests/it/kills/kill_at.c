@@ -4,8 +4,9 @@
  *   kill_at N LOG files|network PROGRAM [ARG...]
  *
  * A step is a system call that changes what outlives the process, or what others see of it: a name made, moved or
- * removed, bytes written or synced to a file or a disk, a lock, an address; with "network", also what is connected,
- * sent and received. Steps are counted over all
+ * removed, bytes written to a file or a disk, an address; with "network", also what is connected, sent and received.
+ * Syncs and locks are none: a killed process has no unsynced writes to lose, since they are the kernel's already, and
+ * no locks to leave. Steps are counted over all
  * threads and over the processes that run the same program (the helper that unwraps), not over others that it starts.
  * The N-th call is not made: everything until the (N-1)-th is done and nothing after it. With N = 0, or with fewer
  * than N steps, the program ends as it likes. LOG gets a line for each step.
@@ -68,9 +69,6 @@ static const struct call {
     CALL(truncate, NAME),
     CALL(bind, FILE_CALL),
     CALL(listen, FILE_CALL),
-    CALL(flock, FILE_CALL),
-    CALL(fsync, FILE_CALL),
-    CALL(fdatasync, FILE_CALL),
     CALL(fchmod, FILE_CALL),
     CALL(ftruncate, FILE_CALL),
     CALL(fallocate, FILE_CALL),
@@ -134,7 +132,10 @@ static int counts(pid_t pid, const struct call *call, unsigned long long descrip
     snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, (int)descriptor);
     if (stat(path, &found))
         return 1;
-    /* A file without a name goes with the process. */
+    /* A file without a name goes with the process. Secret memory is one whose link count does not tell. */
+    char name[64] = "";
+    if (readlink(path, name, sizeof name - 1) > 0 && !strncmp(name, "/secretmem", 10))
+        return 0;
     return (S_ISREG(found.st_mode) && found.st_nlink > 0) || S_ISDIR(found.st_mode) || S_ISBLK(found.st_mode) ||
            (network && S_ISSOCK(found.st_mode));
 }
