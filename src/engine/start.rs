@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use serde_json::json;
 
-use super::handover;
 use super::journal::{Entry, EnvelopeNote, Note};
-use super::running::{Keep, Running};
+use super::running::{Ready, Running};
 use super::sweep::{abandon, sweep};
 use super::{EngineError, Envelope, HandoverError, Source, Specification, Step};
 use crate::audit::AuditLog;
@@ -21,7 +20,7 @@ use crate::envelope::{
 };
 use crate::geometry::VolumeSize;
 use crate::kms::{GrantToken, KeyService, Role};
-use crate::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
+use crate::nbd::server::{Address, Listener, Resumed};
 use crate::secret::{DataKey, LockedBytes};
 use crate::store::{Backing, FileStore, Leftover};
 use crate::volume::EncryptedVolume;
@@ -33,8 +32,8 @@ const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 /// the control socket, which the journal names.
 ///
 /// # Errors
-/// An [`EngineError`], or that of `also`; what was made until then is undone, and what could not be undone stays in the journal for
-/// the next start or `sealblk gc`.
+/// An [`EngineError`], or that of `also`; what was made until then is undone, and what could not be undone stays in
+/// the journal for the next start or `sealblk gc`.
 pub async fn start<T, E: From<EngineError>>(
     source: Source,
     specification: Specification,
@@ -55,7 +54,7 @@ pub async fn start<T, E: From<EngineError>>(
     let mut making = Start { specification, journal, steps };
     let error = match also() {
         Ok(also) => match making.make(source, id, private).await {
-            Ok(made) => return Ok((making.serve(made)?, also)),
+            Ok(made) => return Ok((making.serve(made).await?, also)),
             Err(error) => error.into(),
         },
         Err(error) => error,
@@ -117,7 +116,7 @@ impl Start {
     }
 
     /// Serves it.
-    fn serve(self, made: Made) -> Result<Running, EngineError> {
+    async fn serve(self, made: Made) -> Result<Running, EngineError> {
         let Self { specification, journal, mut steps } = self;
         let Made { plan, listeners, private, store, leftover, by, unlocked } = made;
         let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
@@ -125,44 +124,31 @@ impl Start {
         let held = plan.into_held(unlocked.seal);
         let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
         let layout = held.document.layout();
-        let volume = Arc::new(open_volume(&specification, layout, store, &unlocked.key));
-        let key_kept = specification.restartable.then_some(unlocked.key);
+        let volume = open_volume(&specification, layout, store, &unlocked.key);
         steps.push(Step::now("unlocked"));
-        let id = held.document.volume.clone();
-        let export = Export {
-            name: specification.export.clone(),
-            description: format!("sealblk {id}, {layout}"),
-            device: volume.clone(),
-        };
-        let uris = listeners.iter().map(|listener| listener.uri(&specification.export)).collect();
-        let socket = listeners.iter().find_map(Listener::path).map(Path::to_path_buf);
-        let sockets = if specification.restartable { handover::sockets(&listeners)? } else { Vec::new() };
-        let limits = Limits { restartable: specification.restartable, ..Limits::default() };
-        let (stop, stopped) = watch::channel(Signal::Run);
-        let server = tokio::spawn(serve(listeners, export, limits, Resumed::default(), stopped));
-        steps.push(Step::now("serving"));
-        Ok(Running {
-            id,
-            uris,
-            socket,
-            health,
+        let ready = Ready {
+            audit: specification.audit,
             by,
+            health,
             owns_grants,
-            keep: Arc::new(tokio::sync::Mutex::new(Keep { held, journal })),
-            layout,
+            held,
+            journal,
             volume,
-            sockets,
-            key_kept,
             options: specification.options,
             implementation: specification.implementation,
             export: specification.export,
+            key_kept: specification.restartable.then_some(unlocked.key),
             backing: specification.backing.describe(),
             leftover,
             private,
-            stop,
-            server,
             steps,
-        })
+        };
+        let mut running = ready.serve(listeners, Resumed::default())?;
+        running.happened("serving");
+        let key = running.key().await;
+        let details = json!({ "keyId": key, "size": layout.size.bytes(), "uris": running.uris });
+        running.record("VolumeStarted", details);
+        Ok(running)
     }
 }
 

@@ -11,8 +11,9 @@ use super::file::{self, EnvelopeFile};
 use super::provision::{KeyRequest, Ledger, Prepared, lease, prepare};
 use super::seal::SealKey;
 use super::unlock::{Unwrapper, take_in_pending};
+use crate::kms::isolate::Transfer;
 use crate::kms::{
-    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey, isolate,
+    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey,
 };
 
 /// An envelope in use.
@@ -88,7 +89,7 @@ pub async fn rewrap(
     held.save()?;
     match admit(held, source, target, &*kms, &prepared, ledger).await {
         Ok((grant_id, verified)) => {
-            let left = end_superseded(held, source).await?;
+            let left = end_superseded(held, source, ledger).await?;
             Ok(Rewrapped { key, material, grant_id, verified, left })
         }
         Err(error) => {
@@ -115,8 +116,8 @@ async fn wrap_anew(
         let kms = source.provisioner().await?;
         return Ok(kms.rewrap(&slot.wrapped(), &context, to, &context).await?);
     }
-    let _ = isolate::HIDDEN_COMMAND;
-    Err(KmsError::new("Encrypt", ErrorClass::Config, "not between services yet").into())
+    let to = Transfer { provider: &target.provider, key: to, context: &context };
+    Ok(source.transfer(document, slot, held.token.as_ref(), to).await?)
 }
 
 /// What is dropped later has to be ended later, also if this process is gone by then.
@@ -191,6 +192,7 @@ async fn verify(held: &mut Held, by: &Unwrapper, token: &GrantToken) -> Result<b
 async fn end_superseded(
     held: &mut Held,
     source: &Unwrapper,
+    ledger: &mut dyn Ledger,
 ) -> Result<Vec<(Superseded, KmsError)>, EnvelopeError> {
     let mut left = Vec::new();
     let superseded = std::mem::take(&mut held.document.since_seal.superseded);
@@ -203,9 +205,12 @@ async fn end_superseded(
             held.document.since_seal.superseded.push(old);
             continue;
         }
-        if let Err(error) = kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
-            held.document.since_seal.superseded.push(old.clone());
-            left.push((old, error));
+        match kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
+            Ok(_) => ledger.ended(&old.grant)?,
+            Err(error) => {
+                held.document.since_seal.superseded.push(old.clone());
+                left.push((old, error));
+            }
         }
     }
     held.save()?;

@@ -11,8 +11,8 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use self::open::on;
 use super::FileStore;
+use super::error::{StoreError, on};
 
 /// What a user asked a volume to lie on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,50 +39,6 @@ pub enum Disposal {
     Preserved,
     /// It was there before and cannot discard, so it stays with ciphertext that no key can read any more.
     Kept,
-}
-
-/// Why a backing cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// An operating system call failed.
-    #[error("backing {path:?}: {action}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
-    /// Somebody else has it.
-    #[error("backing {0:?} is in use by another process (or mounted); choose another, or stop its user")]
-    InUse(PathBuf),
-    /// It cannot hold the volume.
-    #[error(
-        "backing {path:?} has {has} bytes, the volume needs {needs}; make it larger, or the volume smaller"
-    )]
-    TooSmall {
-        /// The backing.
-        path: PathBuf,
-        /// Its bytes.
-        has: u64,
-        /// The volume's bytes.
-        needs: u64,
-    },
-    /// It holds somebody's data.
-    #[error(
-        "backing {0:?} exists and holds data, which a new volume would destroy; remove it, or choose another path"
-    )]
-    HoldsData(PathBuf),
-    /// Neither directory, regular file nor block device.
-    #[error("backing {0:?} is neither a directory, a regular file nor a block device")]
-    WrongKind(PathBuf),
-    /// It cannot be written.
-    #[error("backing {0:?} is read-only; make it writable, or choose another")]
-    ReadOnly(PathBuf),
-    /// Not a byte is left where the volume's data would go.
-    #[error("backing {0:?}: no space left on its file system; free some, or choose another place")]
-    Full(PathBuf),
 }
 
 /// What has to be cleared away once a volume is done with its backing. Holds the backing's lock. Dropped before

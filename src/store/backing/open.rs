@@ -9,19 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FlockOperation, MemfdFlags, Mode, OFlags, SeekFrom, flock, linkat, seek};
 use rustix::io::Errno;
 
-use super::StoreError;
-
-pub(super) fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_path_buf();
-    move |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => StoreError::Full(path),
-        Some(Errno::BUSY | Errno::WOULDBLOCK) => StoreError::InUse(path),
-        Some(Errno::ROFS) => StoreError::ReadOnly(path),
-        // A read-only block device opens for writing, and then refuses (block/fops.c, blkdev_fallocate).
-        Some(Errno::PERM) if action == "discard" => StoreError::ReadOnly(path),
-        _ => StoreError::Io { action, path, source },
-    }
-}
+use crate::store::error::{StoreError, on};
 
 pub(super) fn memory() -> Result<File, StoreError> {
     rustix::fs::memfd_create("sealblk", MemfdFlags::CLOEXEC)

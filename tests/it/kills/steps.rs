@@ -75,7 +75,7 @@ impl Drop for Kill {
         if std::thread::panicking() {
             let log = self.log();
             let tail = &log[log.len().saturating_sub(8)..];
-            eprintln!("killed at step {}, after and at:\n  {}", self.number, tail.join("\n  "));
+            println!("killed at step {}, after and at:\n  {}", self.number, tail.join("\n  "));
         }
     }
 }
