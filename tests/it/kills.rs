@@ -314,9 +314,13 @@ fn rewraps(name: &str, steps: Steps, start: fn(Steps) -> Stage, args: &[&str]) {
         let template = start(steps);
         move |kill| {
             let stage = template.copy(steps);
+            let files = stage.files();
             kill.run(&stage.command(args));
             stage.settle(kill);
+            assert_eq!(stage.files(), files);
             stage.opens_under_one_key();
+            stage.succeed(&["retire", "env", "--erase"]);
+            assert_eq!(stage.grants(), BTreeSet::new(), "the envelope knew them all");
         }
     });
 }
