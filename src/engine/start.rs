@@ -28,73 +28,138 @@ use crate::volume::EncryptedVolume;
 /// For what dead volumes left: a KMS that cannot be reached must not hold a start up.
 const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Starts a volume and serves it.
+/// Starts a volume and serves it. `also` is called once the journal is written, for what the caller makes beside it:
+/// the control socket, which the journal names.
 ///
 /// # Errors
-/// An [`EngineError`]; what was made until then is undone, and what could not be undone stays in the journal for
-/// the next start or `sealblk gc`.
-pub async fn start(source: Source, specification: Specification) -> Result<Running, EngineError> {
-    if specification.restartable && LockedBytes::zeroed(1)?.descriptor().is_none() {
-        return Err(HandoverError::NoSecretMemory.into());
+/// An [`EngineError`], or that of `also`; what was made until then is undone, and what could not be undone stays in
+/// the journal for the next start or `sealblk gc`.
+pub async fn start<T, E: From<EngineError>>(
+    source: Source,
+    specification: Specification,
+    also: impl FnOnce() -> Result<T, E>,
+) -> Result<(Running, T), E> {
+    if specification.restartable && LockedBytes::zeroed(1).map_err(EngineError::from)?.descriptor().is_none()
+    {
+        return Err(EngineError::from(HandoverError::NoSecretMemory).into());
     }
-    let mut steps = vec![Step::now("started")];
+    let steps = vec![Step::now("started")];
     clear_away(&specification.state, &specification.audit).await;
-    let mut listeners = listen(&specification).await?;
-    steps.push(Step::now("listening"));
-    let owns_grants = matches!(&source, Source::New(new) if new.envelope.is_none());
-    let mut plan = Plan::of(source, &specification).await?;
-    steps.push(Step::now("key-checked"));
-    let (store, leftover) = open_backing(&specification.backing, &plan).await?;
-    steps.push(Step::now("backing-opened"));
-    // Nobody else has its name, so it need not be made early; and from here on the journal knows it at once.
-    let private = if listeners.is_empty() { Some(listen_privately(&mut listeners).await?) } else { None };
-    let note = Note::new(&plan.document.volume)
-        .with_sockets(&listeners, private.as_ref().map(PrivateDirectory::path))
-        .with_backing(&leftover);
-    let note = Note { envelope: plan.note(), control: specification.control.clone(), ..note };
-    let mut journal = Entry::create(&specification.state, note)?;
-    let by = Unwrapper {
-        helper: specification.helper.clone(),
-        provider: specification.provider.clone(),
-        witness: specification.audit.for_volume(plan.document.volume.as_str()),
+    let id = source.volume();
+    let private = specification.listen.is_empty().then(PrivateDirectory::named);
+    let note = Note::new(&id).with_sockets(&specification.listen, private.as_deref());
+    let note = Note { control: specification.control.clone(), ..note };
+    // Before anything is made, so that nothing is forgotten whenever this process dies.
+    let journal = Entry::create(&specification.state, note).map_err(EngineError::from)?;
+    let mut making = Start { specification, journal, steps };
+    let error = match also() {
+        Ok(also) => match making.make(source, id, private).await {
+            Ok(made) => return Ok((making.serve(made).await?, also)),
+            Err(error) => error.into(),
+        },
+        Err(error) => error,
     };
-    let unlocked = match plan.unlock(&by, &mut journal, &mut steps).await {
-        Ok(unlocked) => unlocked,
-        Err(error) => {
-            drop((listeners, private, store, leftover));
-            abandon(journal, &specification.audit).await;
-            return Err(error);
+    abandon(making.journal, &making.specification.audit).await;
+    Err(error)
+}
+
+/// A start that is under way.
+struct Start {
+    specification: Specification,
+    journal: Entry,
+    steps: Vec<Step>,
+}
+
+/// All that a volume consists of.
+struct Made {
+    plan: Plan,
+    listeners: Vec<Listener>,
+    private: Option<PrivateDirectory>,
+    store: FileStore,
+    leftover: Leftover,
+    by: Unwrapper,
+    unlocked: Unlocked,
+}
+
+impl Start {
+    /// Makes everything, in the order in which it can fail. What is dropped after an error, and what the journal
+    /// knows, undoes it.
+    async fn make(
+        &mut self,
+        source: Source,
+        id: VolumeId,
+        private: Option<PathBuf>,
+    ) -> Result<Made, EngineError> {
+        let Self { specification, journal, steps } = self;
+        let mut listeners = listen(specification).await?;
+        let private = match private {
+            Some(path) => Some(listen_privately(path, &mut listeners).await?),
+            None => None,
+        };
+        steps.push(Step::now("listening"));
+        let mut plan = Plan::of(source, id, specification).await?;
+        steps.push(Step::now("key-checked"));
+        let (store, mut leftover) = open_backing(&specification.backing, &plan).await?;
+        journal.change(|note| {
+            note.envelope = plan.note();
+            note.set_backing(&leftover);
+        })?;
+        leftover.give_name()?;
+        steps.push(Step::now("backing-opened"));
+        let by = Unwrapper {
+            helper: specification.helper.clone(),
+            provider: specification.provider.clone(),
+            witness: specification.audit.for_volume(plan.document.volume.as_str()),
+        };
+        let unlocked = plan.unlock(&by, journal, steps).await?;
+        Ok(Made { plan, listeners, private, store, leftover, by, unlocked })
+    }
+
+    /// Serves it.
+    async fn serve(self, made: Made) -> Result<Running, EngineError> {
+        let Self { specification, journal, mut steps } = self;
+        let Made { plan, listeners, private, store, leftover, by, unlocked } = made;
+        let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
+        let owns_grants = plan.making.as_ref().is_some_and(|making| making.envelope.is_none());
+        let held = plan.into_held(unlocked.seal);
+        let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
+        let layout = held.document.layout();
+        let volume = open_volume(&specification, layout, store, &unlocked.key);
+        steps.push(Step::now("unlocked"));
+        let ready = Ready {
+            audit: specification.audit,
+            by,
+            health,
+            owns_grants,
+            held,
+            journal,
+            volume,
+            options: specification.options,
+            implementation: specification.implementation,
+            export: specification.export,
+            key_kept: specification.restartable.then_some(unlocked.key),
+            backing: specification.backing.describe(),
+            leftover,
+            private,
+            steps,
+        };
+        let mut running = ready.serve(listeners, Resumed::default())?;
+        running.happened("serving");
+        let key = running.key().await;
+        let details = json!({ "keyId": key, "size": layout.size.bytes(), "uris": running.uris });
+        running.record("VolumeStarted", details);
+        Ok(running)
+    }
+}
+
+impl Source {
+    /// The volume's id, which a new one gets here.
+    fn volume(&self) -> VolumeId {
+        match self {
+            Self::New(_) => VolumeId::random(),
+            Self::Envelope(envelope) => envelope.document.volume.clone(),
         }
-    };
-    let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
-    let held = plan.into_held(unlocked.seal);
-    let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
-    let layout = held.document.layout();
-    let volume = open_volume(&specification, layout, store, &unlocked.key);
-    steps.push(Step::now("unlocked"));
-    let ready = Ready {
-        audit: specification.audit,
-        by,
-        health,
-        owns_grants,
-        held,
-        journal,
-        volume,
-        options: specification.options,
-        implementation: specification.implementation,
-        export: specification.export,
-        key_kept: specification.restartable.then_some(unlocked.key),
-        backing: specification.backing.describe(),
-        leftover,
-        private,
-        steps,
-    };
-    let mut running = ready.serve(listeners, Resumed::default())?;
-    running.happened("serving");
-    let key = running.key().await;
-    let details = json!({ "keyId": key, "size": layout.size.bytes(), "uris": running.uris });
-    running.record("VolumeStarted", details);
-    Ok(running)
+    }
 }
 
 /// Clears away what dead volumes left, if that does not take too long.
@@ -123,11 +188,10 @@ struct Making {
 
 impl Plan {
     /// Everything of the key that can be told before anything is made.
-    async fn of(source: Source, specification: &Specification) -> Result<Self, EngineError> {
+    async fn of(source: Source, id: VolumeId, specification: &Specification) -> Result<Self, EngineError> {
         match source {
             Source::New(new) => {
                 let life = if new.envelope.is_some() { Life::Durable } else { Life::Ephemeral };
-                let id = VolumeId::random();
                 let whole = bind(&new.request.context, &id, new.layout)?;
                 let witness = specification.audit.for_volume(id.as_str());
                 let kms = specification.provider.open(Role::Provisioner, witness).await?;
@@ -231,8 +295,11 @@ async fn listen(specification: &Specification) -> Result<Vec<Listener>, EngineEr
 }
 
 /// Binds a socket of the volume's own.
-async fn listen_privately(listeners: &mut Vec<Listener>) -> Result<PrivateDirectory, EngineError> {
-    let private = PrivateDirectory::make()?;
+async fn listen_privately(
+    directory: PathBuf,
+    listeners: &mut Vec<Listener>,
+) -> Result<PrivateDirectory, EngineError> {
+    let private = PrivateDirectory::make(directory)?;
     listeners.push(Listener::bind(&Address::Unix(private.socket()), false).await?);
     Ok(private)
 }
@@ -241,10 +308,14 @@ async fn listen_privately(listeners: &mut Vec<Listener>) -> Result<PrivateDirect
 pub(super) struct PrivateDirectory(PathBuf);
 
 impl PrivateDirectory {
-    fn make() -> Result<Self, EnvelopeError> {
+    /// A name that nobody else has.
+    fn named() -> PathBuf {
         let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
         let name = format!("sealblk-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        let path = parent.unwrap_or_else(std::env::temp_dir).join(name);
+        parent.unwrap_or_else(std::env::temp_dir).join(name)
+    }
+
+    fn make(path: PathBuf) -> Result<Self, EnvelopeError> {
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|source: io::Error| EnvelopeError::Io {
             action: "make directory",
@@ -269,8 +340,13 @@ impl PrivateDirectory {
     }
 
     fn socket(&self) -> PathBuf {
-        self.0.join("nbd.sock")
+        private_socket(&self.0)
     }
+}
+
+/// The socket in a private directory.
+pub(super) fn private_socket(directory: &Path) -> PathBuf {
+    directory.join("nbd.sock")
 }
 
 impl Drop for PrivateDirectory {

@@ -43,10 +43,11 @@ impl Running {
         };
         self.steps.push(Step::now("grant-released"));
         let backing = dispose(self.leftover).await;
+        drop(self.private);
+        // Last, since whatever is still there is known by it alone.
         if matches!((&grant, &backing), (Ended::Ended(_), Ended::Ended(_))) {
             journal.remove();
         }
-        drop(self.private);
         self.steps.push(Step::now("backing-removed"));
         let document = &held.document;
         let slot = &document.slots[0];

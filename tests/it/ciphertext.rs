@@ -58,7 +58,8 @@ fn compare(sector: SectorSize) {
     let layout = Layout { sector, size: VolumeSize::new(SIZE, sector).unwrap() };
     let key = runtime.block_on(unlock(&lab, layout));
     let hexadecimal: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
-    let (store, _leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
+    let (store, mut leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
+    leftover.give_name().unwrap();
     let cipher = Implementation::AwsLc.cipher(&key, sector);
     let options = Options { read_only: false, discard: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);

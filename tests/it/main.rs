@@ -21,6 +21,7 @@ mod enveloped;
 mod fleet;
 mod interrupted;
 mod key_state;
+mod kills;
 mod kms_errors;
 mod kms_peers;
 mod leavings;
