@@ -180,3 +180,35 @@ impl Witness for Scribe {
         Place { directory: self.log.directory.clone(), volume: self.volume.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volumes_events_and_calls_are_found_by_its_id() {
+        let lab = tempfile::tempdir().expect("a directory");
+        let log = AuditLog::open(lab.path()).expect("opened");
+        let details = serde_json::json!({ "size": 4096 });
+        log.volume("VolumeStarted", "vol-1", details.as_object().cloned().unwrap_or_default());
+        let mut call = CallRecord::begun("kms.amazonaws.com", "Decrypt", "eu-west-1");
+        call.role = "host";
+        call.on("arn:aws:kms:eu-west-1:111122223333:key/1");
+        // As the process that unwraps does it.
+        let elsewhere = AuditLog::at(log.for_volume("vol-1").place()).expect("opened");
+        elsewhere.saw(&call);
+        log.for_nobody().saw(&call);
+        let mut reader = Reader::open(lab.path()).expect("opened");
+        let mut next =
+            || reader.next_line().expect("readable").and_then(|line| line.record).expect("a record");
+        let (event, bound, unbound) = (next(), next(), next());
+        assert_eq!(event["eventType"], "SealblkVolumeEvent");
+        assert_eq!(event["eventSource"], "sealblk");
+        assert_eq!(event["additionalEventData"], details);
+        assert_eq!([&event["sealblk"]["volume"], &bound["sealblk"]["volume"]], ["vol-1", "vol-1"]);
+        assert!(unbound["sealblk"]["volume"].is_null());
+        assert_eq!(bound["sealblk"]["role"], "host");
+        assert_eq!(bound["resources"][0]["accountId"], "111122223333");
+        assert!(bound["requestID"].is_null(), "it got no answer");
+    }
+}

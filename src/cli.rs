@@ -5,6 +5,7 @@ mod config;
 mod envelopes;
 mod failure;
 mod gc;
+mod inspect;
 mod kms;
 mod manual;
 mod options;
@@ -70,7 +71,7 @@ enum Command {
     /// End an envelope's grants
     Retire(Box<envelopes::RetireArgs>),
     /// Show an envelope or a served volume
-    Inspect(envelopes::InspectArgs),
+    Inspect(inspect::InspectArgs),
     /// Retire the grants of volumes whose process died, and remove what they left
     Gc(gc::GcArgs),
     /// Show the audit log: KMS calls, and what happened to volumes
@@ -132,7 +133,7 @@ fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> 
         Command::Provision(args) => envelopes::provision(*args, &config, state()?, json),
         Command::Rewrap(args) => envelopes::rewrap(*args, &config, state()?, json),
         Command::Retire(args) => envelopes::retire(*args, &config, &state()?, json),
-        Command::Inspect(args) => envelopes::inspect(&args, &state()?, json),
+        Command::Inspect(args) => inspect::inspect(&args, &state()?, json),
         Command::Gc(args) => gc::gc(&args, &state()?, json),
         Command::Audit(args) => audit::audit(&args, &state()?, json),
         Command::Kms(args) => kms::kms(args, state, json),

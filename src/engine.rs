@@ -5,6 +5,7 @@
 //! back, whatever ended the volume: no more clients, requests in flight answered, keys wiped, grant retired,
 //! backing removed. What a process leaves that dies on the way is [`sweep`]'s to clear away.
 
+pub mod handover;
 pub mod journal;
 pub mod provision;
 mod record;
@@ -15,6 +16,7 @@ mod teardown;
 
 use std::path::PathBuf;
 
+pub use handover::{CLIENT, Handover, HandoverError, resume};
 pub use record::{Ended, GrantEnd, Record, Step};
 pub use running::{Running, Status};
 pub use start::start;
@@ -45,6 +47,8 @@ pub struct Specification {
     pub insecure: bool,
     /// Name of the export.
     pub export: String,
+    /// Keeps the data key in secret memory, so that the volume can go over to a successor process.
+    pub restartable: bool,
     /// Where the volume will be reached by commands; for the journal only.
     pub control: Option<PathBuf>,
     /// Directory of journals.
@@ -106,6 +110,9 @@ pub enum EngineError {
     /// Memory for the key.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A successor process.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// A durable volume on what cannot last.
     #[error("a durable volume needs a backing that stays: give a file or a block device with --backing")]
     Fleeting,

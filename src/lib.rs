@@ -7,6 +7,8 @@ pub mod block;
 pub mod cli;
 pub mod config;
 pub mod control;
+#[allow(unsafe_code, reason = "descriptors by number")]
+pub mod descriptors;
 pub mod engine;
 pub mod envelope;
 pub mod files;

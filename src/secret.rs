@@ -12,6 +12,7 @@ mod locked;
 mod process;
 
 use std::io::Read;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 pub use locked::{LockedBytes, SecretError};
 pub use process::{Hardening, harden_process, restore_core_limit};
@@ -60,6 +61,31 @@ impl DataKey {
     /// [`SecretError::Read`] where the source ends early or fails; otherwise as [`DataKey::fill_with`].
     pub fn read_from(mut source: impl Read) -> Result<Self, SecretError> {
         Self::fill_with(|target| source.read_exact(target).map_err(SecretError::Read))
+    }
+
+    /// Takes the key over that a predecessor left in secret memory.
+    ///
+    /// # Errors
+    /// As [`LockedBytes::from_descriptor`] and [`DataKey::copy_from`].
+    pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, SecretError> {
+        let bytes = LockedBytes::from_descriptor(descriptor)?;
+        let length = bytes.as_slice().len();
+        if length != Self::LEN {
+            return Err(SecretError::Length { got: length });
+        }
+        let key = Self { bytes };
+        if equal(key.data_half(), key.tweak_half()) { Err(SecretError::EqualHalves) } else { Ok(key) }
+    }
+
+    /// Secret memory's descriptor, for a successor; none on kernels without `memfd_secret(2)`.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.bytes.descriptor()
+    }
+
+    /// Leaves the key to a successor: its memory stays as it is for as long as somebody holds a descriptor of it.
+    /// None on kernels without `memfd_secret(2)`, where the key is wiped.
+    pub fn leave(self) -> Option<OwnedFd> {
+        self.bytes.leave()
     }
 
     /// All 64 bytes. For the cipher, and for what authenticates with the key; never for a log or a copy.

@@ -14,6 +14,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::block::{BlockDevice, BlockError, Features, Zeroes};
@@ -28,8 +29,19 @@ const LOCKS: usize = 64;
 /// Bytes enciphered at a time where zeros have to be written: half of a common L2 cache.
 const PIECE: usize = 256 * 1024;
 
+/// What a volume has been through; a successor goes on with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// Bytes that clients have written.
+    pub written: u64,
+    /// A flush has failed, and so does every later one.
+    pub flush_failed: bool,
+    /// Changes are refused.
+    pub frozen: bool,
+}
+
 /// How a volume treats discards and writers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Refuses to be changed.
     pub read_only: bool,
@@ -73,6 +85,26 @@ impl EncryptedVolume {
             flush_failed: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
+        }
+    }
+
+    /// The same volume with a predecessor's past.
+    #[must_use]
+    pub fn with_past(self, past: Past) -> Self {
+        Self {
+            written: AtomicU64::new(past.written),
+            flush_failed: AtomicBool::new(past.flush_failed),
+            frozen: AtomicBool::new(past.frozen),
+            ..self
+        }
+    }
+
+    /// What it has been through so far.
+    pub fn past(&self) -> Past {
+        Past {
+            written: self.bytes_written(),
+            flush_failed: self.flush_failed.load(Ordering::Acquire),
+            frozen: self.is_frozen(),
         }
     }
 

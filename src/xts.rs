@@ -31,7 +31,7 @@ pub trait SectorCipher: Send + Sync {
 }
 
 /// Which code does the work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Implementation {
     /// AWS-LC: 10 GB/s and more on one core with VAES.
     #[default]

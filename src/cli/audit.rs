@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
+use super::signals::{self, Signals};
 use super::{Failure, output, run};
 use crate::audit::{Filter, Line, Reader, parse_time};
 
@@ -96,7 +97,7 @@ struct View {
 
 impl View {
     async fn follow(&mut self) -> Result<(), Failure> {
-        let mut signals = run::handle_signals()?;
+        let mut signals = signals::handle(Signals::new())?;
         loop {
             self.show_all()?;
             tokio::select! {

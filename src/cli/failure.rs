@@ -5,7 +5,7 @@ use std::io;
 use crate::audit::AuditError;
 use crate::config::{ConfigError, FileError};
 use crate::control::ControlError;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, HandoverError};
 use crate::envelope::EnvelopeError;
 use crate::geometry::GeometryError;
 use crate::kms::{ContextError, ErrorClass, KmsError};
@@ -109,7 +109,19 @@ fn engine_code(error: &EngineError) -> u8 {
         EngineError::Listen(error) => listen_code(error),
         EngineError::Context(error) => context_code(error),
         EngineError::Secret(error) => secret_code(error),
+        EngineError::Handover(error) => handover_code(error),
         EngineError::Fleeting => 2,
+    }
+}
+
+fn handover_code(error: &HandoverError) -> u8 {
+    match error {
+        HandoverError::NotRestartable | HandoverError::NoSecretMemory => 2,
+        HandoverError::Missing(_)
+        | HandoverError::Version(_)
+        | HandoverError::Io { .. }
+        | HandoverError::Socket(_) => 1,
+        HandoverError::Secret(error) => secret_code(error),
     }
 }
 

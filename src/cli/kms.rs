@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 
 use super::output::{self, Event};
+use super::signals::{self, Signals};
 use super::{Failure, options, run};
 use crate::audit::AuditLog;
 use crate::kms::KeyRef;
@@ -281,7 +282,7 @@ async fn serve_http(admin: &Admin, listen: &str, options: ServeOptions, json: bo
         std::io::ErrorKind::AddrInUse => ListenError::InUse(listen.into()),
         _ => ListenError::Io { address: listen.into(), source },
     };
-    let mut signals = run::handle_signals()?;
+    let mut signals = signals::handle(Signals::new())?;
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     options.check(&listener)?;
     let endpoint = format!("http://{}", listener.local_addr().map_err(failed)?);

@@ -119,9 +119,11 @@ fn human(check: &Check) -> String {
         let who = check.principal.as_deref().unwrap_or("the provisioner");
         text.push_str(&format!("\n             missing: {permission}, for {who}"));
     }
-    if let Some(statement) = &check.statement {
+    if let (Some(statement), Some(policy)) = (&check.statement, check.policy) {
         let statement = json!(statement);
-        text.push_str(&format!("\n             a statement of its policy that gives it: {statement}"));
+        text.push_str(&format!(
+            "\n             a statement of the {policy}'s policy that gives it: {statement}"
+        ));
     }
     if let Some(hint) = check.hint {
         text.push_str(&format!("\n             {hint}"));

@@ -2,27 +2,28 @@
 
 mod attend;
 mod child;
+mod successor;
+mod volume;
 
 pub(super) use attend::describe as describe_rewrap;
+pub(super) use successor::Successor;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
 use tokio::runtime::Runtime;
 
-use self::attend::{Attendance, Watching};
+use self::attend::Watching;
+use self::volume::{Origin, Volume};
 use super::envelopes::open_envelope;
 use super::options::{KmsOptions, Switch, fall_back, layout};
-use super::output::{self, Event};
 use super::record_file::RecordFile;
-use super::signals::Signals;
 use super::{Failure, options};
 use crate::audit::AuditLog;
 use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
-use crate::control;
-use crate::engine::{self, Envelope, NewKey, Record, Running, Source, Specification, sweep};
+use crate::descriptors;
+use crate::engine::{Envelope, NewKey, Source, Specification};
 use crate::envelope::Life;
 use crate::envelope::watch::DEFAULT_INTERVAL;
 use crate::kms::isolate;
@@ -105,6 +106,11 @@ pub(super) struct RunArgs {
     /// Append the teardown record to FILE instead of printing it
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+
+    /// Let a successor process take the volume over, with its clients: SIGUSR2 re-executes, SIGUSR1 leaves it to
+    /// systemd's descriptor store. Keeps the data key in secret memory for as long as the volume is served
+    #[arg(long, conflicts_with = "command")]
+    restartable: bool,
 
     /// Take commands on this socket: unix:PATH (docs/control.md)
     #[arg(long, value_name = "unix:PATH")]
@@ -241,6 +247,7 @@ impl RunArgs {
             listen,
             insecure: self.insecure,
             export: self.export.clone(),
+            restartable: self.restartable,
             control: self.control()?,
             backing,
             audit: AuditLog::open(&state)?,
@@ -256,15 +263,19 @@ pub(super) fn run(
     state: PathBuf,
     json: bool,
 ) -> Result<ExitCode, Failure> {
+    // Before anything else is opened that could have the same numbers.
+    let inherited = descriptors::take().map_err(|source| Failure::Process {
+        action: "take the descriptors that were left for this process",
+        source,
+    })?;
     args.inherit(config);
-    let source = args.source()?;
-    let specification = args.specification(state, &source)?;
+    let origin = Origin::of(&args, state, inherited)?;
     let watching = args.watching()?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let hardening = harden()?;
     let runtime = runtime()?;
-    let volume = Volume { args: &args, json, source, specification, watching };
-    let result = runtime.block_on(volume.run(record, &hardening));
+    let volume = Volume { args: &args, json, watching };
+    let result = runtime.block_on(volume.run(origin, record, &hardening));
     // A helper that still waits for a KMS must not hold the exit up.
     runtime.shutdown_background();
     result
@@ -292,94 +303,4 @@ pub(super) fn harden() -> Result<Hardening, Failure> {
         );
     }
     Ok(hardening)
-}
-
-/// One volume, from what was asked for to its record.
-struct Volume<'a> {
-    args: &'a RunArgs,
-    json: bool,
-    source: Source,
-    specification: Specification,
-    watching: Watching,
-}
-
-impl Volume<'_> {
-    async fn run(self, record: Option<RecordFile>, hardening: &Hardening) -> Result<ExitCode, Failure> {
-        let Self { args, json, source, specification, watching } = self;
-        let mut signals = handle_signals()?;
-        let (state, audit) = (specification.state.clone(), specification.audit.clone());
-        let control = specification.control.as_deref().map(control::bind).transpose()?;
-        let mut running = tokio::select! {
-            started = engine::start(source, specification) => started?,
-            signal = signals.next() => {
-                // What the interrupted start had made is in its journal, as after a crash. A second signal leaves it
-                // there.
-                tokio::select! {
-                    _ = sweep(&state, &audit, false) => {}
-                    _ = signals.next() => {}
-                }
-                return Ok(signal.exit_code());
-            }
-        };
-        announce(args, json, &running).await;
-        let child = child::start(&args.command, &args.export, &running, hardening);
-        let ended = match child {
-            Ok(child) => {
-                Attendance::begin(&mut running, child, watching, control).await.attend(signals).await
-            }
-            Err(ended) => ended,
-        };
-        // Signals of its own, since the loop has kept the others: one that comes now means that it takes too long.
-        let mut signals = handle_signals()?;
-        let teardown = tokio::select! {
-            teardown = running.teardown(ended.reason) => teardown,
-            signal = signals.next() => {
-                output::note("interrupted: what is left over is cleared away by the next start, or by `sealblk gc`");
-                return Ok(signal.exit_code());
-            }
-        };
-        report(args, json, &teardown, record)?;
-        let left_over = args.command.is_empty() && !teardown.is_complete();
-        Ok(if left_over { ExitCode::FAILURE } else { ended.code })
-    }
-}
-
-pub(super) fn handle_signals() -> Result<Signals, Failure> {
-    Signals::new().map_err(|source| Failure::Process { action: "handle signals", source })
-}
-
-async fn announce(args: &RunArgs, json: bool, running: &Running) {
-    let key = running.key().await;
-    if json {
-        let details = json!({
-            "volume": running.id,
-            "kms_key": key,
-            "uri": running.uris.first(),
-            "uris": running.uris,
-            "pid": std::process::id(),
-        });
-        output::line(Event { event: "serving", details }.json());
-    } else if args.command.is_empty() {
-        output::note(format!("sealblk: serving {} under {key}; Ctrl-C ends it", running.id));
-        for uri in &running.uris {
-            output::line(uri);
-        }
-    }
-}
-
-fn report(args: &RunArgs, json: bool, record: &Record, file: Option<RecordFile>) -> Result<(), Failure> {
-    let line = Event { event: "teardown", details: record }.json();
-    if let Some(file) = file {
-        // The record must not be lost with the disk that was to hold it.
-        file.append(&line).inspect_err(|_| output::note(&line))?;
-        if json {
-            output::line(line);
-        }
-    } else if args.command.is_empty() || json {
-        output::line(line);
-    } else {
-        // The command may have used stdout for its own output.
-        output::note(line);
-    }
-    Ok(())
 }

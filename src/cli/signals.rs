@@ -1,10 +1,13 @@
-//! Signals that end a volume.
+//! Signals that end a volume, or leave it to a successor.
 
 use std::io;
 use std::process::ExitCode;
 
 use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{self, SignalKind};
+
+use super::Failure;
+use super::run::Successor;
 
 /// SIGINT, SIGTERM and SIGHUP, from the moment this is made.
 pub(super) struct Signals {
@@ -40,6 +43,33 @@ impl Signals {
             _ = self.hangup.recv() => Signal::Hangup,
         }
     }
+}
+
+/// SIGUSR1 and SIGUSR2, from the moment this is made.
+pub(super) struct RestartSignals {
+    managed: unix::Signal,
+    myself: unix::Signal,
+}
+
+impl RestartSignals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            managed: unix::signal(SignalKind::user_defined1())?,
+            myself: unix::signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Successor {
+        tokio::select! {
+            _ = self.managed.recv() => Successor::Managed,
+            _ = self.myself.recv() => Successor::Myself,
+        }
+    }
+}
+
+/// Why signals cannot be handled is the process's own matter.
+pub(super) fn handle<T>(made: io::Result<T>) -> Result<T, Failure> {
+    made.map_err(|source| Failure::Process { action: "handle signals", source })
 }
 
 impl Signal {

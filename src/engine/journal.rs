@@ -18,7 +18,7 @@ use crate::nbd::server::Listener;
 use crate::store::Leftover;
 
 /// What is to be cleared away.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Note {
     /// The volume.
@@ -56,7 +56,7 @@ pub(super) struct EnvelopeNote {
 }
 
 /// A file that the volume made, told apart from another one of the same name.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct MadeFile {
     pub(super) path: PathBuf,
     pub(super) device: u64,
@@ -126,6 +126,16 @@ impl Entry {
         let path = directory.join(format!("{}-{number}.json", note.volume));
         let lock = files::create(&path, &text(&note)).map_err(failed("write journal", &path))?;
         Ok(Self { note, path, lock })
+    }
+
+    /// Takes over a predecessor's, with its lock.
+    pub(super) fn adopt(note: Note, path: PathBuf, lock: File) -> Self {
+        Self { note, path, lock }
+    }
+
+    /// Holds the lock.
+    pub(super) fn lock(&self) -> &File {
+        &self.lock
     }
 
     /// Its file.

@@ -1,6 +1,8 @@
 //! The teardown record: what became of a volume, for whoever must prove its erasure.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -106,10 +108,10 @@ pub enum Ended<T> {
 }
 
 /// Something that happened to a volume.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Step {
     /// What.
-    pub step: &'static str,
+    pub step: Cow<'static, str>,
     /// When (UTC, RFC 3339).
     pub at: String,
 }
@@ -120,6 +122,6 @@ impl Step {
         tracing::info!(step, "volume");
         // A year beyond 9999 cannot be written; no clock shows it.
         let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        Self { step, at }
+        Self { step: step.into(), at }
     }
 }

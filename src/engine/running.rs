@@ -8,15 +8,18 @@ use serde::Serialize;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use super::handover::KeptSocket;
 use super::journal::Entry;
 use super::start::PrivateDirectory;
-use super::{EngineError, Step};
+use super::{EngineError, HandoverError, Step, handover};
 use crate::block::BlockDevice;
 use crate::envelope::{self, Held, Layout, Life, Rewrapped, Target, Unwrapper, VolumeId};
 use crate::kms::{EncryptionContext, KeyArn, KeyHealth, KeyService, KmsError, Provider};
-use crate::nbd::server::{Served, Signal};
+use crate::nbd::server::{Export, Limits, Listener, Resumed, Served, Signal, serve};
+use crate::secret::DataKey;
 use crate::store::Leftover;
-use crate::volume::EncryptedVolume;
+use crate::volume::{EncryptedVolume, Options};
+use crate::xts::Implementation;
 
 /// A volume that is being served.
 pub struct Running {
@@ -34,6 +37,13 @@ pub struct Running {
     pub(super) keep: Arc<Mutex<Keep>>,
     pub(super) layout: Layout,
     pub(super) volume: Arc<EncryptedVolume>,
+    pub(super) options: Options,
+    pub(super) implementation: Implementation,
+    pub(super) export: String,
+    /// The data key, for a successor; kept only where the user has asked for that.
+    pub(super) key_kept: Option<DataKey>,
+    /// For [`Running::snapshot`](super::handover).
+    pub(super) sockets: Vec<KeptSocket>,
     pub(super) backing: String,
     pub(super) leftover: Leftover,
     pub(super) private: Option<PrivateDirectory>,
@@ -89,6 +99,70 @@ pub struct Status {
     pub steps: Vec<Step>,
 }
 
+/// Everything that a volume is served with.
+pub(super) struct Ready {
+    pub(super) by: Unwrapper,
+    pub(super) health: Option<KeyHealth>,
+    pub(super) owns_grants: bool,
+    pub(super) held: Held,
+    pub(super) journal: Entry,
+    pub(super) volume: EncryptedVolume,
+    pub(super) options: Options,
+    pub(super) implementation: Implementation,
+    pub(super) export: String,
+    pub(super) key_kept: Option<DataKey>,
+    pub(super) backing: String,
+    pub(super) leftover: Leftover,
+    pub(super) private: Option<PrivateDirectory>,
+    pub(super) steps: Vec<Step>,
+}
+
+impl Ready {
+    /// Serves it on `listeners`, and to a predecessor's clients.
+    ///
+    /// # Errors
+    /// The operating system's, if a restartable volume's listeners cannot be copied.
+    pub(super) fn serve(self, listeners: Vec<Listener>, resumed: Resumed) -> Result<Running, HandoverError> {
+        let Self { by, health, owns_grants, held, journal, options, implementation, export, .. } = self;
+        let restartable = self.key_kept.is_some();
+        let (id, layout) = (held.document.volume.clone(), held.document.layout());
+        let volume = Arc::new(self.volume);
+        let served = Export {
+            name: export.clone(),
+            description: format!("sealblk {id}, {layout}"),
+            device: volume.clone(),
+        };
+        let uris = listeners.iter().map(|listener| listener.uri(&export)).collect();
+        let socket = listeners.iter().find_map(Listener::path).map(Into::into);
+        let sockets = if restartable { handover::sockets(&listeners)? } else { Vec::new() };
+        let (stop, stopped) = watch::channel(Signal::Run);
+        let limits = Limits { restartable, ..Limits::default() };
+        let server = tokio::spawn(serve(listeners, served, limits, resumed, stopped));
+        Ok(Running {
+            id,
+            uris,
+            socket,
+            health,
+            by,
+            owns_grants,
+            keep: Arc::new(Mutex::new(Keep { held, journal })),
+            layout,
+            volume,
+            options,
+            implementation,
+            export,
+            key_kept: self.key_kept,
+            sockets,
+            backing: self.backing,
+            leftover: self.leftover,
+            private: self.private,
+            stop,
+            server,
+            steps: self.steps,
+        })
+    }
+}
+
 impl Running {
     /// The KMS key that wraps the data key now.
     pub async fn key(&self) -> KeyArn {
@@ -97,6 +171,9 @@ impl Running {
 
     /// Moves the data key to another KMS key, or to the newest material of its own. No I/O waits for it; a second
     /// rewrap waits for the first.
+    ///
+    /// # Errors
+    /// [`EngineError::Envelope`]; the volume opens as before.
     pub fn rewrap(
         &self,
         target: Target,
@@ -131,6 +208,16 @@ impl Running {
     /// True while writes are refused by [`Running::freeze`].
     pub fn is_frozen(&self) -> bool {
         self.volume.is_frozen()
+    }
+
+    /// True if it can go over to a successor process.
+    pub fn is_restartable(&self) -> bool {
+        self.key_kept.is_some()
+    }
+
+    /// Name of the export.
+    pub fn export(&self) -> &str {
+        &self.export
     }
 
     /// Notes that something happened.

@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::journal::{Entry, EnvelopeNote, Note};
-use super::running::{Keep, Running};
+use super::running::{Ready, Running};
 use super::sweep::{abandon, sweep};
-use super::{EngineError, Envelope, Source, Specification, Step};
+use super::{EngineError, Envelope, HandoverError, Source, Specification, Step};
 use crate::audit::AuditLog;
 use crate::envelope::{
     self, Document, EnvelopeError, EnvelopeFile, Held, Layout, Life, Prepared, Unlocked, Unwrapper, VolumeId,
@@ -20,8 +18,8 @@ use crate::envelope::{
 };
 use crate::geometry::VolumeSize;
 use crate::kms::{GrantToken, KeyService, Role};
-use crate::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
-use crate::secret::DataKey;
+use crate::nbd::server::{Address, Listener, Resumed};
+use crate::secret::{DataKey, LockedBytes};
 use crate::store::{Backing, FileStore, Leftover};
 use crate::volume::EncryptedVolume;
 
@@ -34,6 +32,9 @@ const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 /// An [`EngineError`]; what was made until then is undone, and what could not be undone stays in the journal for
 /// the next start or `sealblk gc`.
 pub async fn start(source: Source, specification: Specification) -> Result<Running, EngineError> {
+    if specification.restartable && LockedBytes::zeroed(1)?.descriptor().is_none() {
+        return Err(HandoverError::NoSecretMemory.into());
+    }
     let mut steps = vec![Step::now("started")];
     clear_away(&specification.state, &specification.audit).await;
     let mut listeners = listen(&specification).await?;
@@ -67,36 +68,27 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
     let held = plan.into_held(unlocked.seal);
     let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
     let layout = held.document.layout();
-    let volume = Arc::new(open_volume(&specification, layout, store, unlocked.key));
+    let volume = open_volume(&specification, layout, store, &unlocked.key);
     steps.push(Step::now("unlocked"));
-    let id = held.document.volume.clone();
-    let export = Export {
-        name: specification.export.clone(),
-        description: format!("sealblk {id}, {layout}"),
-        device: volume.clone(),
-    };
-    let uris = listeners.iter().map(|listener| listener.uri(&specification.export)).collect();
-    let socket = listeners.iter().find_map(Listener::path).map(Path::to_path_buf);
-    let (stop, stopped) = watch::channel(Signal::Run);
-    let server = tokio::spawn(serve(listeners, export, Limits::default(), Resumed::default(), stopped));
-    steps.push(Step::now("serving"));
-    Ok(Running {
-        id,
-        uris,
-        socket,
-        health,
+    let ready = Ready {
         by,
+        health,
         owns_grants,
-        keep: Arc::new(tokio::sync::Mutex::new(Keep { held, journal })),
-        layout,
+        held,
+        journal,
         volume,
+        options: specification.options,
+        implementation: specification.implementation,
+        export: specification.export,
+        key_kept: specification.restartable.then_some(unlocked.key),
         backing: specification.backing.describe(),
         leftover,
         private,
-        stop,
-        server,
         steps,
-    })
+    };
+    let mut running = ready.serve(listeners, Resumed::default())?;
+    running.happened("serving");
+    Ok(running)
 }
 
 /// Clears away what dead volumes left, if that does not take too long.
@@ -194,19 +186,18 @@ impl Plan {
     }
 }
 
-/// Keys the cipher and wipes the raw key.
+/// Keys the cipher.
 fn open_volume(
     specification: &Specification,
     layout: Layout,
     store: FileStore,
-    key: DataKey,
+    key: &DataKey,
 ) -> EncryptedVolume {
     let Layout { sector, size } = layout;
     if size.bytes() > VolumeSize::ADVISED {
         tracing::warn!("the volume is over 1 TiB, the most that IEEE P1619 advises to encrypt under one key");
     }
-    let cipher = specification.implementation.cipher(&key, sector);
-    drop(key);
+    let cipher = specification.implementation.cipher(key, sector);
     EncryptedVolume::new(Box::new(store), cipher, size, specification.options)
 }
 
@@ -261,6 +252,16 @@ impl PrivateDirectory {
         &self.0
     }
 
+    /// Takes over a predecessor's.
+    pub(super) fn adopt(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Leaves it to a successor.
+    pub(super) fn leave(mut self) {
+        self.0 = PathBuf::new();
+    }
+
     fn socket(&self) -> PathBuf {
         self.0.join("nbd.sock")
     }
@@ -268,6 +269,9 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
+        if self.0.as_os_str().is_empty() {
+            return;
+        }
         // Its listener removes the socket as well; whichever comes second finds nothing.
         let _ = std::fs::remove_file(self.socket());
         if let Err(error) = std::fs::remove_dir(&self.0) {

@@ -16,6 +16,8 @@ impl Running {
     /// grant, kept in the journal.
     pub async fn teardown(mut self, reason: String) -> Record {
         self.happened("stopping");
+        // Duplicates, which would keep clients waiting in a queue that nobody serves.
+        self.sockets.clear();
         // The server is gone only if its task panicked, and then there is nothing to stop.
         let _ = self.stop.send(Signal::End);
         let served = self.server.await.unwrap_or_else(|error| {
@@ -25,6 +27,7 @@ impl Running {
         self.steps.push(Step::now("drained"));
         let bytes_written = self.volume.bytes_written();
         // The last reference drops cipher and store: the keys are wiped before anything else is done.
+        self.key_kept = None;
         let keys_wiped = Arc::into_inner(self.volume).is_some();
         if !keys_wiped {
             tracing::error!("something still refers to the volume; its keys are wiped when the process ends");

@@ -68,6 +68,16 @@ impl EnvelopeFile {
         files::remove(&self.path).map_err(failed("remove", &self.path))
     }
 
+    /// Takes over a predecessor's, with its lock.
+    pub fn adopt(path: PathBuf, lock: File) -> Self {
+        Self { path, lock }
+    }
+
+    /// Holds the lock.
+    pub fn lock(&self) -> &File {
+        &self.lock
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path

@@ -11,8 +11,9 @@ use super::file::{self, EnvelopeFile};
 use super::provision::{KeyRequest, Ledger, Prepared, lease, prepare};
 use super::seal::SealKey;
 use super::unlock::{Unwrapper, take_in_pending};
+use crate::kms::isolate::Transfer;
 use crate::kms::{
-    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey, isolate,
+    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey,
 };
 
 /// An envelope in use.
@@ -137,8 +138,8 @@ async fn wrap_anew(
         let kms = source.provisioner().await?;
         return Ok(kms.rewrap(&slot.wrapped(), &context, to, &context).await?);
     }
-    let _ = isolate::HIDDEN_COMMAND;
-    Err(KmsError::new("Encrypt", ErrorClass::Config, "not between services yet").into())
+    let to = Transfer { provider: &target.provider, key: to, context: &context };
+    Ok(source.transfer(document, slot, held.token.as_ref(), to).await?)
 }
 
 /// What is dropped later has to be ended later, also if this process is gone by then.

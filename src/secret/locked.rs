@@ -3,7 +3,7 @@
 use std::io;
 use std::ptr::NonNull;
 
-use rustix::fd::{FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use zeroize::Zeroize;
 
@@ -34,11 +34,18 @@ pub enum SecretError {
     Read(io::Error),
 }
 
+/// Magic number of secret memory's file system (linux/magic.h, SECRETMEM_MAGIC).
+const SECRETMEM_MAGIC: i64 = 0x5345_434d;
+
 /// Bytes in a locked mapping of their own; wiped on drop.
 pub struct LockedBytes {
     start: NonNull<u8>,
     length: usize,
     mapped: usize,
+    /// The memory's own descriptor, where it has one.
+    descriptor: Option<OwnedFd>,
+    /// A successor has the memory: it is not wiped here.
+    left: bool,
 }
 
 // SAFETY: the mapping belongs to this value alone and is reached through `&self` or `&mut self` only,
@@ -55,10 +62,37 @@ impl LockedBytes {
     pub fn zeroed(length: usize) -> Result<Self, SecretError> {
         let page = rustix::param::page_size();
         let mapped = length.max(1).next_multiple_of(page);
-        let start = map_secret(mapped)
-            .or_else(|_| map_locked(mapped))
-            .map_err(|source| SecretError::Lock { length, source })?;
-        Ok(Self { start, length, mapped })
+        map_secret(length.max(1), mapped)
+            .map(|(start, descriptor)| (start, Some(descriptor)))
+            .or_else(|_| map_locked(mapped).map(|start| (start, None)))
+            .map(|(start, descriptor)| Self { start, length, mapped, descriptor, left: false })
+            .map_err(|source| SecretError::Lock { length, source })
+    }
+
+    /// Maps secret memory that another value's [`LockedBytes::descriptor`] names, in this process or the one before.
+    ///
+    /// # Errors
+    /// [`SecretError::Lock`] for what is not secret memory or cannot be mapped.
+    pub fn from_descriptor(descriptor: OwnedFd) -> Result<Self, SecretError> {
+        let opened = secret_length(&descriptor).and_then(|length| {
+            let mapped = length.next_multiple_of(rustix::param::page_size());
+            Ok((length, mapped, map_descriptor(&descriptor, mapped)?))
+        });
+        let (length, mapped, start) = opened.map_err(|source| SecretError::Lock { length: 0, source })?;
+        Ok(Self { start, length, mapped, descriptor: Some(descriptor), left: false })
+    }
+
+    /// The memory's descriptor, by which a successor process maps the same memory. None where the kernel has no
+    /// `memfd_secret(2)`.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptor.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Gives the mapping up without wiping it, and the memory's descriptor away. Without one, the memory is wiped.
+    pub fn leave(mut self) -> Option<OwnedFd> {
+        let descriptor = self.descriptor.take()?;
+        self.left = true;
+        Some(descriptor)
     }
 
     /// The bytes.
@@ -78,7 +112,9 @@ impl LockedBytes {
 impl Drop for LockedBytes {
     #[inline(never)]
     fn drop(&mut self) {
-        self.as_mut_slice().zeroize();
+        if !self.left {
+            self.as_mut_slice().zeroize();
+        }
         // SAFETY: `start` and `mapped` are what `mmap` gave; nothing refers to the mapping after this.
         let unmapped = unsafe { mm::munmap(self.start.as_ptr().cast(), self.mapped) };
         debug_assert!(unmapped.is_ok(), "munmap of a mapping of our own");
@@ -86,19 +122,33 @@ impl Drop for LockedBytes {
 }
 
 /// Memory that even the kernel has no mapping of (`memfd_secret(2)`, Linux 5.14); locked by its nature.
-fn map_secret(mapped: usize) -> io::Result<NonNull<u8>> {
+fn map_secret(length: usize, mapped: usize) -> io::Result<(NonNull<u8>, OwnedFd)> {
     // SAFETY: the call takes one flag and no pointer.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: `fd` was just opened and is owned by nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    rustix::fs::ftruncate(&fd, mapped as u64)?;
-    // SAFETY: a new shared mapping at an address of the kernel's choice aliases nothing of ours; the file has
-    // its full length already and nobody else holds its descriptor, so it cannot shrink under the mapping.
+    // Its length is set once and for all: the kernel refuses a second time (mm/secretmem.c, secretmem_setattr).
+    rustix::fs::ftruncate(&fd, length as u64)?;
+    Ok((map_descriptor(&fd, mapped)?, fd))
+}
+
+fn map_descriptor(fd: &OwnedFd, mapped: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new shared mapping at an address of the kernel's choice aliases nothing of ours; the file is secret
+    // memory, which has its full length already and cannot shrink under the mapping.
     let start = unsafe {
-        mm::mmap(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+        mm::mmap(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)
     }?;
     NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Length of what must be secret memory: of anything else the length could change under a mapping.
+fn secret_length(fd: &OwnedFd) -> io::Result<usize> {
+    if rustix::fs::fstatfs(fd)?.f_type != SECRETMEM_MAGIC {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the descriptor is not secret memory"));
+    }
+    let length = usize::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or_default();
+    if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(length) }
 }
 
 /// Anonymous memory, locked and hidden from core dumps and from children.
@@ -137,9 +187,10 @@ mod tests {
 
     #[test]
     fn either_mapping_is_zero_and_writable() {
-        for map in [map_locked, map_secret] {
-            let Ok(start) = map(4096) else { continue }; // a kernel may lack memfd_secret; map_locked is asserted below
-            let mut bytes = LockedBytes { start, length: 100, mapped: 4096 };
+        let secret = |mapped| map_secret(100, mapped).map(|(start, _)| start);
+        // A kernel may lack memfd_secret; map_locked is asserted below.
+        for start in [map_locked(4096), secret(4096)].into_iter().flatten() {
+            let mut bytes = LockedBytes { start, length: 100, mapped: 4096, descriptor: None, left: false };
             assert_eq!(bytes.as_slice(), [0; 100]);
             bytes.as_mut_slice().fill(0xa5);
             assert_eq!(bytes.as_slice(), [0xa5; 100]);
@@ -148,9 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn a_descriptor_names_the_same_memory() {
+        let mut bytes = LockedBytes::zeroed(100).unwrap();
+        bytes.as_mut_slice().fill(7);
+        let Some(descriptor) = bytes.descriptor() else {
+            return assert!(map_secret(1, 4096).is_err(), "secret memory has a descriptor");
+        };
+        let same = LockedBytes::from_descriptor(descriptor.try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(same.as_slice(), [7; 100]);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(LockedBytes::from_descriptor(file.into()), Err(SecretError::Lock { .. })));
+    }
+
+    #[test]
     fn the_fallback_is_locked_undumped_and_wiped_on_fork() {
         let start = map_locked(4096).expect("one page can be locked");
-        let bytes = LockedBytes { start, length: 4096, mapped: 4096 };
+        let bytes = LockedBytes { start, length: 4096, mapped: 4096, descriptor: None, left: false };
         let address = format!("{:x}-", bytes.as_slice().as_ptr().addr());
         let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
         let entry = maps.split_once(&address).expect("the mapping is listed").1;

@@ -9,9 +9,10 @@ use rustix::fs::{
     FallocateFlags, FlockOperation, MemfdFlags, Mode, OFlags, SeekFrom, fallocate, flock, seek,
 };
 use rustix::io::Errno;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::FileStore;
+use super::error::{StoreError, on};
 
 /// What a user asked a volume to lie on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,50 +41,6 @@ pub enum Disposal {
     Kept,
 }
 
-/// Why a backing cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// An operating system call failed.
-    #[error("backing {path:?}: {action}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
-    /// Somebody else has it.
-    #[error("backing {0:?} is in use by another process (or mounted); choose another, or stop its user")]
-    InUse(PathBuf),
-    /// It cannot hold the volume.
-    #[error(
-        "backing {path:?} has {has} bytes, the volume needs {needs}; make it larger, or the volume smaller"
-    )]
-    TooSmall {
-        /// The backing.
-        path: PathBuf,
-        /// Its bytes.
-        has: u64,
-        /// The volume's bytes.
-        needs: u64,
-    },
-    /// It holds somebody's data.
-    #[error(
-        "backing {0:?} exists and holds data, which a new volume would destroy; remove it, or choose another path"
-    )]
-    HoldsData(PathBuf),
-    /// Neither directory, regular file nor block device.
-    #[error("backing {0:?} is neither a directory, a regular file nor a block device")]
-    WrongKind(PathBuf),
-    /// It cannot be written.
-    #[error("backing {0:?} is read-only; make it writable, or choose another")]
-    ReadOnly(PathBuf),
-    /// Not a byte is left where the volume's data would go.
-    #[error("backing {0:?}: no space left on its file system; free some, or choose another place")]
-    Full(PathBuf),
-}
-
 /// What has to be cleared away once a volume is done with its backing. Holds the backing's lock. Dropped before
 /// [`Leftover::dispose`], it removes what was made and leaves the rest as it is.
 pub struct Leftover {
@@ -93,7 +50,16 @@ pub struct Leftover {
     ending: Ending,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A [`Leftover`] without its file: for a successor process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftoverDescription {
+    path: PathBuf,
+    size: u64,
+    ending: Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Ending {
     Vanishes,
     Unlink,
@@ -190,6 +156,31 @@ impl Leftover {
     /// The file that was made for the volume and has a name, if there is one.
     pub fn made_file(&self) -> Option<&Path> {
         matches!(self.ending, Ending::Unlink).then_some(&self.path)
+    }
+
+    /// The backing's file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What a successor has to know beside the file.
+    pub fn description(&self) -> LeftoverDescription {
+        LeftoverDescription { path: self.path.clone(), size: self.size, ending: self.ending }
+    }
+
+    /// The file, which is a successor's to clear away from now on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn leave(mut self) -> io::Result<File> {
+        self.ending = Ending::Vanishes;
+        self.file.try_clone()
+    }
+
+    /// From a predecessor's parts.
+    pub fn from_parts(file: File, description: LeftoverDescription) -> Self {
+        let LeftoverDescription { path, size, ending } = description;
+        Self { file, path, size, ending }
     }
 
     /// The same backing, which is to stay as it is.
@@ -291,18 +282,6 @@ impl Drop for Leftover {
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the backing that was made");
         }
-    }
-}
-
-fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_path_buf();
-    move |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => StoreError::Full(path),
-        Some(Errno::BUSY | Errno::WOULDBLOCK) => StoreError::InUse(path),
-        Some(Errno::ROFS) => StoreError::ReadOnly(path),
-        // A read-only block device opens for writing, and then refuses (block/fops.c, blkdev_fallocate).
-        Some(Errno::PERM) if action == "discard" => StoreError::ReadOnly(path),
-        _ => StoreError::Io { action, path, source },
     }
 }
 

@@ -139,7 +139,7 @@ def test_an_old_signature_is_refused():
 
 
 def test_unknown_operations_and_bad_bodies():
-    refused("UnknownOperationException", ADMIN.list_key_policies, KeyId=key())
+    refused("UnknownOperationException", ADMIN.list_resource_tags, KeyId=key())
     loose = client("admin", config=QUICK.merge(Config(parameter_validation=False)))
     refused("SerializationException", loose.describe_key, KeyId=7)
     refused("SerializationException", loose.generate_data_key, KeyId=key(), KeySpec="AES_256",
@@ -287,12 +287,37 @@ def test_policies():
     blob = wrapped(it)["CiphertextBlob"]
     refused("AccessDeniedException", PROVISIONER.decrypt, CiphertextBlob=blob, EncryptionContext=CONTEXT)
     refused("AccessDeniedException", PROVISIONER.generate_data_key, KeyId=it, NumberOfBytes=64)
-    refused("AccessDeniedException", PROVISIONER.encrypt, KeyId=it, Plaintext=b"x")
+    refused("AccessDeniedException", AUDITOR.encrypt, KeyId=it, Plaintext=b"x")
+    PROVISIONER.encrypt(KeyId=it, Plaintext=b"x")
     refused("AccessDeniedException", HOST.describe_key, KeyId=it)
     refused("AccessDeniedException", AUDITOR.disable_key, KeyId=it)
     response = refused("AccessDeniedException", unwrap, key_id=it, blob=blob)
     start = f"User: {arn('host')} is not authorized to perform: kms:Decrypt on resource: {it} because no "
     assert response["Error"]["Message"].startswith(start), response
+
+
+def test_key_policies():
+    it = key()
+    assert ADMIN.list_key_policies(KeyId=it)["PolicyNames"] == ["default"]
+    told = json.loads(ADMIN.get_key_policy(KeyId=it, PolicyName="default")["Policy"])
+    account = arn("admin").split(":")[4]
+    assert told["Statement"][0]["Principal"] == {"AWS": f"arn:aws:iam::{account}:root"}, told
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Principal": {"AWS": arn("admin")}, "Action": "kms:*", "Resource": "*"},
+        {"Effect": "Allow", "Principal": {"AWS": arn("provisioner")}, "Resource": "*",
+         "Action": "kms:GenerateDataKeyWithoutPlaintext",
+         "Condition": {"StringEquals": {"kms:EncryptionContext:volume": "v1"}}},
+    ]})
+    ADMIN.put_key_policy(KeyId=it, PolicyName="default", Policy=policy)
+    assert ADMIN.get_key_policy(KeyId=it)["Policy"] == policy
+    wrapped(it)
+    refused("AccessDeniedException", wrapped, key_id=it, context={"volume": "v2"})
+    refused("AccessDeniedException", PROVISIONER.describe_key, KeyId=it)
+    for bad in ("{}", policy.replace("StringEquals", "StringEqual"), policy.replace("kms:*", "kms:Get*")):
+        refused("MalformedPolicyDocumentException", ADMIN.put_key_policy, KeyId=it, Policy=bad)
+    refused("AccessDeniedException", PROVISIONER.put_key_policy, KeyId=it, Policy=policy)
+    made = ADMIN.create_key(Policy=policy)["KeyMetadata"]["Arn"]
+    assert ADMIN.get_key_policy(KeyId=made)["Policy"] == policy
 
 
 def test_a_grant_opens_its_volume_alone():

@@ -44,7 +44,8 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let token = file::read_token(&file::token_path(&path)).unwrap();
     let provider = Provider::Local { directory: lab.state().join("kms") };
     let host = provider.open(Role::Host, AuditLog::open(&lab.state()).unwrap().for_nobody()).await.unwrap();
-    host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), token.as_ref()).await.unwrap()
+    let permit = token.as_ref().into();
+    host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), permit).await.unwrap()
 }
 
 fn compare(sector: SectorSize) {

@@ -104,6 +104,8 @@ fn the_host_decrypts_through_its_grant() {
     assert_succeeds(&finish(run_patiently_on(&lab, &server.address, &args)));
     let expected = [
         "provisioner DescribeKey",
+        "provisioner GetCallerIdentity",
+        "host GetCallerIdentity",
         "provisioner GenerateDataKeyWithoutPlaintext (dry)",
         "provisioner CreateGrant (dry)",
         "provisioner GenerateDataKeyWithoutPlaintext",
@@ -207,5 +209,5 @@ fn boto3_drives_the_http_face() {
     }
     let output = finish(script);
     assert_succeeds(&output);
-    assert!(text(&output.stdout).contains("24 passed"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("25 passed"), "{}", text(&output.stdout));
 }

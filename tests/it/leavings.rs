@@ -23,9 +23,10 @@ impl World {
     }
 }
 
-/// Everything in the lab but the embedded KMS's own files, and the directories that state lies in.
+/// Everything in the lab but the embedded KMS's own files, the audit log, and the directories that state lies in.
 fn walk(lab: &Lab, directory: &Path, found: &mut BTreeSet<PathBuf>) {
-    for path in entries(directory).into_iter().filter(|path| *path != lab.state().join("kms")) {
+    let kept = ["kms", "audit.jsonl"].map(|name| lab.state().join(name));
+    for path in entries(directory).into_iter().filter(|path| !kept.contains(path)) {
         // A symbolic link is counted and not followed.
         let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
         if is_directory {

@@ -9,6 +9,7 @@
     reason = "a test says what it expects by failing, its helpers too, and its numbers are small"
 )]
 
+mod audit;
 mod bad_input;
 mod ciphertext;
 mod clients;
@@ -17,8 +18,10 @@ mod control_socket;
 mod deploy;
 mod endings;
 mod enveloped;
+mod fleet;
 mod interrupted;
 mod key_state;
+mod kms_errors;
 mod kms_peers;
 mod leavings;
 mod manual;

@@ -5,7 +5,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 
 use crate::peer::nobody;
-use crate::remote_kms::{RemoteKms, with_credentials};
+use crate::remote_kms::{RemoteKms, keys, with_credentials};
 use crate::support::{Lab, assert_fails, assert_succeeds, finish, text};
 
 const DRY_RUNS: [&str; 2] = ["GenerateDataKeyWithoutPlaintext, dry run", "CreateGrant, dry run"];
@@ -124,7 +124,10 @@ fn a_provisioner_that_may_not_make_grants() {
     let (checks, _) = told(&output);
     assert_eq!(named(&checks, DRY_RUNS[0])["outcome"], "pass");
     let failed = named(&checks, DRY_RUNS[1]);
-    assert_eq!(failed["permission"], "kms:CreateGrant");
+    assert_eq!(
+        (&failed["permission"], &failed["policy"]),
+        (&json!("kms:CreateGrant"), &json!("provisioner"))
+    );
     assert!(failed["principal"].as_str().unwrap().ends_with(":user/provisioner"));
     assert!(failed["hint"].as_str().unwrap().contains("kms:ViaService"));
     // The statement that it names is the one that helps.
@@ -155,6 +158,29 @@ fn a_provisioner_that_may_do_nothing_or_is_denied() {
     let (checks, _) = told(&preflight(&lab, &["--json"]));
     let denied = named(&checks, DRY_RUNS[1]);
     assert!(denied["hint"].as_str().unwrap().contains("Deny wins") && denied.get("statement").is_none());
+}
+
+/// Where the key's policy keeps the account out, the statement that helps is one of the key's.
+#[test]
+fn a_key_policy_without_the_provisioner() {
+    let lab = lab();
+    let admin = keys(&lab, "admin")["Arn"].clone();
+    let all = json!({"Effect": "Allow", "Principal": {"AWS": admin}, "Action": "kms:*", "Resource": "*"});
+    let put = |statements: Value| {
+        let file = lab.path("key-policy.json");
+        std::fs::write(&file, json!({"Statement": statements}).to_string()).unwrap();
+        let put = lab.sealblk(["kms", "put-key-policy", "alias/sealblk", file.to_str().unwrap()]);
+        assert_succeeds(&finish(put));
+    };
+    put(json!([all]));
+    let output = preflight(&lab, &["--json"]);
+    assert_fails(&output, 3, &["no resource-based policy allows"]);
+    let (checks, _) = told(&output);
+    let statements: Vec<&Value> = checks.iter().filter_map(|check| check.get("statement")).collect();
+    assert_eq!(statements.len(), 3, "{checks:?}");
+    assert!(checks.iter().filter_map(|check| check.get("policy")).all(|policy| policy == "key"));
+    put(json!([all, statements[0], statements[1], statements[2]]));
+    assert_succeeds(&preflight(&lab, &[]));
 }
 
 fn on(lab: &Lab, address: &str, args: &[&str]) -> Output {

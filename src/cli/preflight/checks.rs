@@ -44,7 +44,10 @@ pub(super) struct Check {
     /// Who lacks it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) principal: Option<String>,
-    /// What of a policy would give it.
+    /// Whose policy would give it: `key` or `provisioner`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) policy: Option<&'static str>,
+    /// By this statement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) statement: Option<Statement>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,8 +58,17 @@ pub(super) struct Check {
 
 impl Check {
     fn plain(check: &'static str, outcome: Outcome, detail: impl Into<String>) -> Self {
-        let (permission, principal, statement, hint, error) = (None, None, None, None, None);
-        Self { check, outcome, detail: detail.into(), permission, principal, statement, hint, error }
+        Self {
+            check,
+            outcome,
+            detail: detail.into(),
+            permission: None,
+            principal: None,
+            policy: None,
+            statement: None,
+            hint: None,
+            error: None,
+        }
     }
 
     fn pass(check: &'static str, detail: impl Into<String>) -> Self {
@@ -82,9 +94,15 @@ impl Check {
             failed.principal = error.principal.clone().or_else(provisioner);
             let denied = error.message.contains("explicit deny");
             failed.hint = Some(if denied { BY_DENY } else { BY_CONDITION });
-            failed.statement = permission
-                .filter(|_| !denied)
-                .and_then(|permission| subjects.map(|subjects| subjects.statement(permission)));
+            // Where the key's policy does not let the account in, the caller's own counts for nothing.
+            let of_key = error.message.contains("no resource-based policy");
+            if let (Some(permission), Some(subjects), false) = (permission, subjects, denied) {
+                failed.policy = Some(if of_key { "key" } else { "provisioner" });
+                failed.statement = Some(match of_key {
+                    true => subjects.key_statement(permission, None),
+                    false => subjects.statement(permission),
+                });
+            }
         } else if error.class == ErrorClass::Unusable && permission.is_some() {
             failed.hint = Some(BY_STATE);
         }

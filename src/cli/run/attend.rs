@@ -15,8 +15,9 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::WhenUnusable;
 use super::child::Captive;
+use super::successor::{self, Successor};
 use crate::cli::failure::Failure;
-use crate::cli::signals::{Signal, Signals};
+use crate::cli::signals::{RestartSignals, Signal, Signals};
 use crate::control::{Bound, Command, Order, Refusal, RefusalKind, RewrapRequest};
 use crate::engine::{EngineError, Running};
 use crate::envelope::watch::{KeyStatus, Observed, Watch};
@@ -27,6 +28,17 @@ use crate::kms::{KmsError, Provider};
 const KEY_UNUSABLE: u8 = 4;
 /// Orders that wait to be dealt with.
 const ORDERS: usize = 16;
+
+/// Name of the control socket's descriptor, for a successor.
+pub(super) const CONTROL: &str = "control";
+
+/// How serving ended.
+pub(super) enum Outcome {
+    /// The volume ends.
+    End(Ended),
+    /// A successor goes on; with the control socket.
+    HandOver(Successor, Option<Bound>),
+}
 
 /// Why serving ended, and what to exit with.
 pub(super) struct Ended {
@@ -61,6 +73,12 @@ struct Control {
     served: Option<(oneshot::Sender<Infallible>, JoinHandle<Bound>)>,
 }
 
+/// What a turn of the loop comes to, unless it goes on.
+enum Left {
+    End(Ended),
+    HandOver(Successor),
+}
+
 /// A rewrap's outcome.
 struct Moved {
     order: Order,
@@ -72,7 +90,7 @@ impl<'a> Attendance<'a> {
     pub(super) async fn begin(
         running: &'a mut Running,
         child: Option<Captive>,
-        watching: Watching,
+        watching: &Watching,
         control: Option<Bound>,
     ) -> Self {
         let watch = match watching.interval {
@@ -84,13 +102,17 @@ impl<'a> Attendance<'a> {
     }
 
     /// Until something ends the volume. A panic on the way ends it as well, in order.
-    pub(super) async fn attend(mut self, mut signals: Signals) -> Ended {
-        let ended = caught(self.serve(&mut signals)).await;
-        self.control.end().await;
-        ended.unwrap_or_else(|| Ended { reason: "internal error".into(), code: ExitCode::FAILURE })
+    pub(super) async fn attend(mut self, signals: &mut Signals, restarts: &mut RestartSignals) -> Outcome {
+        let left = caught(self.serve(signals, restarts)).await;
+        let control = self.control.end().await;
+        match left {
+            Some(Left::End(ended)) => Outcome::End(ended),
+            Some(Left::HandOver(successor)) => Outcome::HandOver(successor, control),
+            None => Outcome::End(Ended { reason: "internal error".into(), code: ExitCode::FAILURE }),
+        }
     }
 
-    async fn serve(&mut self, signals: &mut Signals) -> Ended {
+    async fn serve(&mut self, signals: &mut Signals, restarts: &mut RestartSignals) -> Left {
         let mut news = self.watch.as_ref().map(Watch::subscribe);
         loop {
             let child = async {
@@ -106,15 +128,16 @@ impl<'a> Attendance<'a> {
                     Err(_) => std::future::pending().await,
                 }
             };
-            let ended = tokio::select! {
-                ended = child => Some(ended),
-                signal = signals.next() => self.signalled(signal, signal.name()),
+            let left = tokio::select! {
+                ended = child => Some(Left::End(ended)),
+                signal = signals.next() => self.signalled(signal, signal.name()).map(Left::End),
+                successor = restarts.next() => self.leave_to(successor),
                 Some(order) = self.control.orders.recv() => self.ordered(order),
                 Some(Ok(moved)) = self.rewraps.join_next() => self.moved(moved).await,
-                status = changed => self.key_changed(&status),
+                status = changed => self.key_changed(&status).map(Left::End),
             };
-            if let Some(ended) = ended {
-                return ended;
+            if let Some(left) = left {
+                return left;
             }
         }
     }
@@ -130,7 +153,16 @@ impl<'a> Attendance<'a> {
         }
     }
 
-    fn ordered(&mut self, order: Order) -> Option<Ended> {
+    /// A volume that was not started for it is not left to anybody.
+    fn leave_to(&self, successor: Successor) -> Option<Left> {
+        if self.running.is_restartable() {
+            return Some(Left::HandOver(successor));
+        }
+        tracing::warn!("the volume was started without --restartable, so no successor can take it over");
+        None
+    }
+
+    fn ordered(&mut self, order: Order) -> Option<Left> {
         match order.command.clone() {
             Command::Status => {
                 let (status, key) = (self.running.status(), self.key_status());
@@ -159,12 +191,18 @@ impl<'a> Attendance<'a> {
             Command::Stop(request) => {
                 order.answer(Ok(json!({ "stopping": true })));
                 let reason = request.reason.unwrap_or_else(|| "control socket".into());
-                self.signalled(Signal::Terminate, &reason)
+                self.signalled(Signal::Terminate, &reason).map(Left::End)
             }
             Command::Restart => {
-                let message = "the volume was started without --restartable";
-                order.answer(Err(Refusal::new(RefusalKind::Conflict, "not-restartable", message, 2)));
-                None
+                let left = self.leave_to(Successor::Myself);
+                order.answer(match left {
+                    Some(_) => Ok(json!({ "restarting": true })),
+                    None => {
+                        let message = "the volume was started without --restartable";
+                        Err(Refusal::new(RefusalKind::Conflict, "not-restartable", message, 2))
+                    }
+                });
+                left
             }
         }
     }
@@ -183,11 +221,12 @@ impl<'a> Attendance<'a> {
         self.rewraps.spawn(async move { Moved { order, provider, result: moving.await } });
     }
 
-    async fn moved(&mut self, moved: Moved) -> Option<Ended> {
+    async fn moved(&mut self, moved: Moved) -> Option<Left> {
         let Moved { order, provider, result } = moved;
         match result {
             Ok(rewrapped) => {
                 self.running.moved_to(provider);
+                successor::refresh(self.running, None).await;
                 if let Some(watch) = &self.watch
                     && let Ok(kms) = self.running.provisioner().await
                 {
@@ -239,13 +278,12 @@ impl Control {
         Self { orders, _sender: sender, served }
     }
 
-    async fn end(mut self) {
+    /// The socket again; its file goes with it.
+    async fn end(mut self) -> Option<Bound> {
         self.orders.close();
-        if let Some((stop, served)) = self.served.take() {
-            drop(stop);
-            // Its socket's file goes with what comes back.
-            drop(served.await);
-        }
+        let (stop, served) = self.served.take()?;
+        drop(stop);
+        served.await.ok()
     }
 }
 

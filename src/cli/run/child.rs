@@ -21,7 +21,6 @@ pub(super) struct Captive {
 /// Starts the command, if there is one.
 pub(super) fn start(
     command: &[String],
-    export: &str,
     running: &Running,
     hardening: &Hardening,
 ) -> Result<Option<Captive>, Ended> {
@@ -32,7 +31,7 @@ pub(super) fn start(
         .env("uri", uri)
         .env("SEALBLK_URI", uri)
         .env("unixsocket", running.socket.as_deref().unwrap_or(Path::new("")))
-        .env("exportname", export)
+        .env("exportname", running.export())
         .spawn();
     match child {
         Ok(child) => {

@@ -214,6 +214,41 @@ impl Engine {
         self.session()?.call(caller, operation)
     }
 
+    /// Answers a call with a failure that was ordered, and records it as any other.
+    pub(crate) fn refuse<O: Operation>(&self, caller: &Caller, operation: &O, ordered: Failure) -> Failed {
+        match self.session() {
+            Ok(session) => session.attempt(caller, operation, Some(ordered)).err(),
+            Err(failure) => Some(failure.into()),
+        }
+        .unwrap_or_else(|| Failure::internal("an ordered failure succeeded").into())
+    }
+
+    /// Records a call of another service that the HTTP face answers: GetCallerIdentity of STS.
+    ///
+    /// # Errors
+    /// [`Failure::Storage`].
+    pub(crate) fn note_identity(
+        &self,
+        caller: &Caller,
+        request_id: &str,
+        failure: Option<&Failure>,
+    ) -> Result<(), Failure> {
+        let happened = Happened {
+            source: "sts.amazonaws.com",
+            operation: "GetCallerIdentity",
+            read_only: true,
+            parameters: Value::Null,
+            identity: &self.identity,
+            principal: self.principal(caller.name)?,
+            caller,
+            at: self.tuning.now(),
+            request_id,
+            effects: Effects::default(),
+            failure,
+        };
+        self.session()?.note(caller, happened)
+    }
+
     /// Keeps everybody else out for several calls.
     ///
     /// # Errors
@@ -239,9 +274,18 @@ impl Session<'_> {
         caller: &Caller,
         operation: &O,
     ) -> Result<Done<O::Answer>, Failed> {
+        self.attempt(caller, operation, None)
+    }
+
+    fn attempt<O: Operation>(
+        &self,
+        caller: &Caller,
+        operation: &O,
+        ordered: Option<Failure>,
+    ) -> Result<Done<O::Answer>, Failed> {
         let request_id = Uuid::new_v4().to_string();
         let mut key = None;
-        self.recorded(caller, operation, &request_id, &mut key)
+        self.recorded(caller, operation, ordered, &request_id, &mut key)
             .map(|answer| Done { answer, request_id: request_id.clone() })
             .map_err(|failure| Failed { failure, request_id, key })
     }
@@ -250,6 +294,7 @@ impl Session<'_> {
         &self,
         caller: &Caller,
         operation: &O,
+        ordered: Option<Failure>,
         request_id: &str,
         key: &mut Option<String>,
     ) -> Result<O::Answer, Failure> {
@@ -267,7 +312,7 @@ impl Session<'_> {
             named: None,
             aliases_used: BTreeMap::new(),
         };
-        let outcome = operation.run(&mut call);
+        let outcome = ordered.map_or_else(|| operation.run(&mut call), Err);
         *key = call.effects.keys.first().cloned().or(call.named);
         let happened = Happened {
             source: "kms.amazonaws.com",
@@ -283,12 +328,17 @@ impl Session<'_> {
             failure: outcome.as_ref().err(),
         };
         // Without a record there is no answer: nothing is given out that the log does not show.
+        self.note(caller, happened)?;
+        outcome
+    }
+
+    fn note(&self, caller: &Caller, happened: Happened<'_>) -> Result<(), Failure> {
         let record = happened.record();
         self.files.append(EVENTS, &serde_json::to_string(&record).map_err(Failure::internal)?)?;
         if let Some(witness) = &caller.witness {
             witness.saw(&record);
         }
-        outcome
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why a call failed, in the API's terms. The codes and messages are those of AWS KMS.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ pub(crate) enum Failure {
     /// What the API answers.
     Api {
         /// The error code, `...Exception`.
-        code: &'static str,
+        code: Cow<'static, str>,
         /// For a person.
         message: String,
     },
@@ -25,8 +26,8 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// An error of the API.
-    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self::Api { code, message: message.into() }
+    pub(crate) fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self::Api { code: code.into(), message: message.into() }
     }
 
     /// A request that does not fit the API's model.
@@ -67,7 +68,7 @@ impl Failure {
     }
 
     /// The code on the wire.
-    pub(crate) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &str {
         match self {
             Self::Api { code, .. } => code,
             Self::Storage(_) | Self::Memory(_) => "KMSInternalException",
@@ -97,7 +98,7 @@ impl Failure {
 pub(crate) fn kms_error(call: &str, principal: &str, failed: Failed) -> KmsError {
     let (class, code, message) = match failed.failure {
         Failure::Api { code, message } => {
-            (ErrorClass::of_code(code).unwrap_or(ErrorClass::Nonsense), Some(code.into()), message)
+            (ErrorClass::of_code(&code).unwrap_or(ErrorClass::Nonsense), Some(code.into_owned()), message)
         }
         Failure::Storage(message) => (ErrorClass::Storage, None, message),
         Failure::Memory(message) => (ErrorClass::Config, None, message),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -133,6 +133,21 @@ impl Listener {
                 (listener.into(), ListenerDescription::Unix { path, device, inode })
             }
             Bound::Tcp(listener) => (listener.into_std()?.into(), ListenerDescription::Tcp {}),
+        })
+    }
+
+    /// A second descriptor of the same socket, and what it is.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn duplicate(&self) -> io::Result<(OwnedFd, ListenerDescription)> {
+        Ok(match &self.socket {
+            Bound::Unix { listener, file } => {
+                let (path, (device, inode)) = (file.path.clone(), file.identity);
+                let description = ListenerDescription::Unix { path, device, inode };
+                (listener.as_fd().try_clone_to_owned()?, description)
+            }
+            Bound::Tcp(listener) => (listener.as_fd().try_clone_to_owned()?, ListenerDescription::Tcp {}),
         })
     }
 

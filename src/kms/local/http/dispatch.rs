@@ -23,8 +23,20 @@ use super::server::Reply;
 /// the buffer never grows and leaves an unwiped copy behind.
 const ANSWER: usize = 16 * 1024;
 
-/// Runs the operation `name` with the parameters in `body`.
-pub(crate) fn dispatch(name: &str, engine: &Engine, caller: &Caller, body: &[u8]) -> Reply {
+/// A failure that a test ordered, and its HTTP status.
+pub(crate) struct Ordered {
+    pub(crate) status: u16,
+    pub(crate) failure: Failure,
+}
+
+/// Runs the operation `name` with the parameters in `body`, or has it fail as ordered.
+pub(crate) fn dispatch(
+    name: &str,
+    engine: &Engine,
+    caller: &Caller,
+    body: &[u8],
+    ordered: Option<Ordered>,
+) -> Reply {
     let run = match name {
         "CancelKeyDeletion" => run::<CancelKeyDeletion>,
         "CreateAlias" => run::<CreateAlias>,
@@ -58,7 +70,7 @@ pub(crate) fn dispatch(name: &str, engine: &Engine, caller: &Caller, body: &[u8]
         "UpdateAlias" => run::<UpdateAlias>,
         _ => return Reply::failure(&unknown_operation()),
     };
-    run(engine, caller, body)
+    run(engine, caller, body, ordered)
 }
 
 /// No such operation here, though AWS KMS may have it.
@@ -66,11 +78,15 @@ pub(crate) fn unknown_operation() -> Failure {
     Failure::new("UnknownOperationException", "The embedded KMS has no such operation.")
 }
 
-fn run<O: Operation>(engine: &Engine, caller: &Caller, body: &[u8]) -> Reply {
+fn run<O: Operation>(engine: &Engine, caller: &Caller, body: &[u8], ordered: Option<Ordered>) -> Reply {
     let operation: O = match serde_json::from_slice(body) {
         Ok(operation) => operation,
         Err(error) => return Reply::failure(&unreadable(&error)),
     };
+    if let Some(Ordered { status, failure }) = ordered {
+        let Failed { failure, request_id, .. } = engine.refuse(caller, &operation, failure);
+        return Reply::error(status, request_id, failure.code(), failure.message());
+    }
     match engine.call(caller, &operation) {
         Ok(done) => answer(&done.answer, done.request_id),
         Err(failed) => {

@@ -17,7 +17,8 @@ use super::super::engine::{Caller, Engine};
 use super::super::failure::Failure;
 use super::super::principal::PrincipalRecord;
 use super::control::{Faults, Verdict};
-use super::{dispatch, sigv4, sts};
+use super::dispatch::{self, Ordered};
+use super::{sigv4, sts};
 
 /// Longest request body in bytes. The largest real ones hold a blob, two contexts and ten grant tokens.
 const MAX_BODY: usize = 256 * 1024;
@@ -143,31 +144,62 @@ impl Server {
         let Some(wanted) = Wanted::of(&parts.headers, &body) else {
             return Reply::failure(&dispatch::unknown_operation()).into_response();
         };
+        let mut ordered = None;
         if let Some(faults) = &self.faults {
             match faults.judge(wanted.name()).await {
                 Verdict::Pass => {}
                 Verdict::Fail { status, code, message } => {
-                    return wanted.error(status, &code, &message).into_response();
+                    ordered = Some(Ordered { status, failure: Failure::new(code, message) });
                 }
                 Verdict::Garbage => return plain(200, "<html>this is no KMS</html>"),
             }
         }
-        let reply = tokio::task::spawn_blocking(move || self.reply(&wanted, &parts, &body, peer)).await;
+        let reply =
+            tokio::task::spawn_blocking(move || self.reply(&wanted, &parts, &body, peer, ordered)).await;
         reply.unwrap_or_else(|stopped| Reply::failure(&Failure::internal(stopped))).into_response()
     }
 
-    fn reply(&self, wanted: &Wanted, parts: &Parts, body: &[u8], peer: SocketAddr) -> Reply {
+    fn reply(
+        &self,
+        wanted: &Wanted,
+        parts: &Parts,
+        body: &[u8],
+        peer: SocketAddr,
+        ordered: Option<Ordered>,
+    ) -> Reply {
         match wanted {
-            Wanted::Kms(name) => match self.authenticate(parts, body, "kms") {
-                Ok(principal) => {
-                    dispatch::dispatch(name, &self.engine, &caller(principal, parts, peer), body)
+            Wanted::Kms(name) => match (self.authenticate(parts, body, "kms"), ordered) {
+                (Ok(principal), ordered) => {
+                    dispatch::dispatch(name, &self.engine, &caller(principal, parts, peer), body, ordered)
                 }
-                Err(failure) => Reply::failure(&failure),
+                // As with AWS, who is not known is on no record.
+                (Err(_), Some(Ordered { status, failure })) => {
+                    wanted.error(status, failure.code(), failure.message())
+                }
+                (Err(failure), None) => Reply::failure(&failure),
             },
             Wanted::Sts(name) => {
                 let principal = self.authenticate(parts, body, "sts");
-                sts::reply(name, principal, &self.engine.identity.account)
+                let caller = principal.as_ref().ok().map(|principal| caller(principal, parts, peer));
+                let reply = match &ordered {
+                    Some(Ordered { status, failure }) => {
+                        wanted.error(*status, failure.code(), failure.message())
+                    }
+                    None => sts::reply(name, principal, &self.engine.identity.account),
+                };
+                match caller.filter(|_| name == "GetCallerIdentity") {
+                    Some(caller) => self.noted(&caller, reply, ordered.map(|ordered| ordered.failure)),
+                    None => reply,
+                }
             }
+        }
+    }
+
+    /// The answer of STS, once it is on record.
+    fn noted(&self, caller: &Caller, reply: Reply, failure: Option<Failure>) -> Reply {
+        match self.engine.note_identity(caller, &reply.request_id, failure.as_ref()) {
+            Ok(()) => reply,
+            Err(failure) => sts::error(failure.status(), failure.code(), failure.message()),
         }
     }
 

@@ -1,0 +1,203 @@
+//! One volume, from what was asked for, or from a predecessor, to its record.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::attend::{Attendance, CONTROL, Ended, Outcome, Watching};
+use super::successor::{self, Successor};
+use super::{RunArgs, child};
+use crate::audit::AuditLog;
+use crate::cli::output::{self, Event};
+use crate::cli::record_file::RecordFile;
+use crate::cli::signals::{self, RestartSignals, Signal, Signals};
+use crate::cli::{Failure, options};
+use crate::control::{self, Bound};
+use crate::descriptors::Named;
+use crate::engine::{self, EngineError, Handover, Record, Running, Source, Specification, sweep};
+use crate::secret::Hardening;
+
+/// Where a volume comes from.
+pub(super) enum Origin {
+    /// It is started.
+    Start(Box<(Source, Specification)>),
+    /// A predecessor served it.
+    Predecessor(Predecessor),
+}
+
+/// What a predecessor left.
+pub(super) struct Predecessor {
+    handover: Handover,
+    /// Names of all descriptors.
+    names: Vec<String>,
+    control: Option<OwnedFd>,
+    audit: AuditLog,
+}
+
+impl Origin {
+    /// A restartable volume that a predecessor left goes before one that is to be started.
+    pub(super) fn of(args: &RunArgs, state: PathBuf, mut inherited: Vec<Named>) -> Result<Self, Failure> {
+        let names = inherited.iter().map(|one| one.name.clone()).collect();
+        let handover = Handover::find(&mut inherited).filter(|_| args.restartable);
+        let control = inherited.into_iter().find(|one| one.name == CONTROL).map(|one| one.descriptor);
+        if let Some(handover) = handover {
+            return Ok(Self::Predecessor(Predecessor {
+                handover,
+                names,
+                control,
+                audit: AuditLog::open(&state)?,
+            }));
+        }
+        let source = args.source()?;
+        let specification = args.specification(state, &source)?;
+        Ok(Self::Start(Box::new((source, specification))))
+    }
+
+    fn audit(&self) -> AuditLog {
+        match self {
+            Self::Start(start) => start.1.audit.clone(),
+            Self::Predecessor(predecessor) => predecessor.audit.clone(),
+        }
+    }
+}
+
+/// A volume that is served, with its control socket, or the signal that came before it was.
+enum Begun {
+    Serving(Box<Running>, Option<Bound>),
+    Interrupted(Signal),
+}
+
+/// One volume.
+pub(super) struct Volume<'a> {
+    pub(super) args: &'a RunArgs,
+    pub(super) json: bool,
+    pub(super) watching: Watching,
+}
+
+impl Volume<'_> {
+    pub(super) async fn run(
+        self,
+        origin: Origin,
+        record: Option<RecordFile>,
+        hardening: &Hardening,
+    ) -> Result<ExitCode, Failure> {
+        let mut signals = signals::handle(Signals::new())?;
+        let mut restarts = signals::handle(RestartSignals::new())?;
+        let audit = origin.audit();
+        let (mut running, mut control) = match self.begin(origin, &mut signals).await? {
+            Begun::Serving(running, control) => (*running, control),
+            Begun::Interrupted(signal) => return Ok(signal.exit_code()),
+        };
+        let mut child = match child::start(&self.args.command, &running, hardening) {
+            Ok(child) => child,
+            Err(ended) => return self.end(running, ended, record).await,
+        };
+        loop {
+            let attendance = Attendance::begin(&mut running, child.take(), &self.watching, control).await;
+            let (successor, socket) = match attendance.attend(&mut signals, &mut restarts).await {
+                Outcome::End(ended) => return self.end(running, ended, record).await,
+                Outcome::HandOver(successor, socket) => (successor, socket),
+            };
+            let handover = running.hand_over().await.map_err(EngineError::from)?;
+            let socket = successor::named(socket).map_err(EngineError::from)?;
+            if successor == Successor::Managed {
+                successor::leave_to_manager(&handover, socket.as_ref());
+                return Ok(ExitCode::SUCCESS);
+            }
+            let error = successor::execute(&handover, socket.as_ref());
+            tracing::error!(%error, "the program cannot be executed again; this process goes on");
+            running = engine::resume(handover, &audit, options::helper()).await?;
+            control = socket.map(|socket| Bound::from_fd(socket.descriptor)).transpose()?;
+        }
+    }
+
+    async fn begin(&self, origin: Origin, signals: &mut Signals) -> Result<Begun, Failure> {
+        let (running, control) = match origin {
+            Origin::Predecessor(Predecessor { handover, names, control, audit }) => {
+                let running = engine::resume(handover, &audit, options::helper()).await?;
+                successor::forget_clients(&names);
+                (running, control.map(Bound::from_fd).transpose()?)
+            }
+            Origin::Start(start) => {
+                let (source, specification) = *start;
+                let (state, audit) = (specification.state.clone(), specification.audit.clone());
+                let control = specification.control.as_deref().map(control::bind).transpose()?;
+                tokio::select! {
+                    started = engine::start(source, specification) => (started?, control),
+                    signal = signals.next() => {
+                        // What the interrupted start had made is in its journal, as after a crash. A second signal
+                        // leaves it there.
+                        tokio::select! {
+                            _ = sweep(&state, &audit, false) => {}
+                            _ = signals.next() => {}
+                        }
+                        return Ok(Begun::Interrupted(signal));
+                    }
+                }
+            }
+        };
+        self.announce(&running).await;
+        let socket = control.as_ref().and_then(|control| control.as_fd().try_clone_to_owned().ok());
+        let socket = socket.map(|descriptor| Named { name: CONTROL.into(), descriptor });
+        successor::announce(&running, socket.as_ref()).await;
+        Ok(Begun::Serving(Box::new(running), control))
+    }
+
+    async fn end(
+        &self,
+        running: Running,
+        ended: Ended,
+        record: Option<RecordFile>,
+    ) -> Result<ExitCode, Failure> {
+        // Signals of its own: one that comes now means that it takes too long.
+        let mut signals = signals::handle(Signals::new())?;
+        let teardown = tokio::select! {
+            teardown = running.teardown(ended.reason) => teardown,
+            signal = signals.next() => {
+                output::note("interrupted: what is left over is cleared away by the next start, or by `sealblk gc`");
+                return Ok(signal.exit_code());
+            }
+        };
+        self.report(&teardown, record)?;
+        let left_over = self.args.command.is_empty() && !teardown.is_complete();
+        Ok(if left_over { ExitCode::FAILURE } else { ended.code })
+    }
+
+    async fn announce(&self, running: &Running) {
+        let key = running.key().await;
+        if self.json {
+            let details = json!({
+                "volume": running.id,
+                "kms_key": key,
+                "uri": running.uris.first(),
+                "uris": running.uris,
+                "pid": std::process::id(),
+            });
+            output::line(Event { event: "serving", details }.json());
+        } else if self.args.command.is_empty() {
+            output::note(format!("sealblk: serving {} under {key}; Ctrl-C ends it", running.id));
+            for uri in &running.uris {
+                output::line(uri);
+            }
+        }
+    }
+
+    fn report(&self, record: &Record, file: Option<RecordFile>) -> Result<(), Failure> {
+        let line = Event { event: "teardown", details: record }.json();
+        if let Some(file) = file {
+            // The record must not be lost with the disk that was to hold it.
+            file.append(&line).inspect_err(|_| output::note(&line))?;
+            if self.json {
+                output::line(line);
+            }
+        } else if self.args.command.is_empty() || self.json {
+            output::line(line);
+        } else {
+            // The command may have used stdout for its own output.
+            output::note(line);
+        }
+        Ok(())
+    }
+}
