@@ -194,6 +194,7 @@ impl Running {
     /// A [`HandoverError`]; the volume ends then as if its process had died.
     pub async fn hand_over(mut self) -> Result<Handover, HandoverError> {
         self.happened("handing-over");
+        self.record("VolumeHandedOver", serde_json::json!({}));
         // The server is gone only if its task panicked, and then there is nothing to stop.
         let _ = self.stop.send(Signal::HandOver);
         let served = (&mut self.server).await.map_err(io::Error::other).map_err(failed("stop serving"))?;
@@ -314,6 +315,7 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
         token: state.token.map(GrantToken::new),
     };
     let ready = Ready {
+        audit: audit.clone(),
         by: Unwrapper { helper, provider: state.provider, witness: audit.for_volume(id.as_str()) },
         health: None,
         owns_grants: state.owns_grants,
@@ -332,5 +334,6 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
     };
     let mut running = ready.serve(listeners, Resumed { connections, served: state.served })?;
     running.happened("resumed");
+    running.record("VolumeResumed", serde_json::json!({ "uris": running.uris }));
     Ok(running)
 }

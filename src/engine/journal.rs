@@ -202,6 +202,10 @@ impl Ledger for Entry {
             GrantNote { provider: provider.clone(), key: key.clone(), name: None, id: Some(id.into()) };
         self.change(|note| note.grants.push(grant))
     }
+
+    fn ended(&mut self, id: &str) -> Result<(), EnvelopeError> {
+        self.change(|note| note.grants.retain(|grant| grant.id.as_deref() != Some(id)))
+    }
 }
 
 /// Notes of all volumes that live on this host, as far as this user may read them.

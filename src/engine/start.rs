@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::journal::{Entry, EnvelopeNote, Note};
 use super::running::{Ready, Running};
 use super::sweep::{abandon, sweep};
@@ -71,6 +73,7 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
     let volume = open_volume(&specification, layout, store, &unlocked.key);
     steps.push(Step::now("unlocked"));
     let ready = Ready {
+        audit: specification.audit,
         by,
         health,
         owns_grants,
@@ -88,6 +91,9 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
     };
     let mut running = ready.serve(listeners, Resumed::default())?;
     running.happened("serving");
+    let key = running.key().await;
+    let details = json!({ "keyId": key, "size": layout.size.bytes(), "uris": running.uris });
+    running.record("VolumeStarted", details);
     Ok(running)
 }
 

@@ -88,6 +88,12 @@ pub async fn sweep(state: &Path, audit: &AuditLog, dry_run: bool) -> Vec<Swept> 
             Ok(()) => tracing::info!(%path, dry_run, "cleared a dead process's leftovers away"),
             Err(error) => tracing::warn!(%path, %error, "cannot clear a dead process's leftovers away"),
         }
+        if let Some(volume) = swept.volume.as_ref().filter(|_| !dry_run) {
+            let error = swept.outcome.as_ref().err().map(ToString::to_string);
+            let details = [("deeds", serde_json::json!(swept.deeds)), ("error", serde_json::json!(error))];
+            let details = details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            audit.volume("LeftoversCleared", volume.as_str(), details);
+        }
         all.push(swept);
     }
     all

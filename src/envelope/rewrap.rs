@@ -88,7 +88,7 @@ pub async fn rewrap(
     held.save()?;
     match admit(held, source, target, &*kms, &prepared, ledger).await {
         Ok((grant_id, verified)) => {
-            let left = end_superseded(held, source).await?;
+            let left = end_superseded(held, source, ledger).await?;
             Ok(Rewrapped { key, material, grant_id, verified, left })
         }
         Err(error) => {
@@ -214,6 +214,7 @@ async fn verify(held: &mut Held, by: &Unwrapper, token: &GrantToken) -> Result<b
 async fn end_superseded(
     held: &mut Held,
     source: &Unwrapper,
+    ledger: &mut dyn Ledger,
 ) -> Result<Vec<(Superseded, KmsError)>, EnvelopeError> {
     let mut left = Vec::new();
     let superseded = std::mem::take(&mut held.document.since_seal.superseded);
@@ -226,9 +227,12 @@ async fn end_superseded(
             held.document.since_seal.superseded.push(old);
             continue;
         }
-        if let Err(error) = kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
-            held.document.since_seal.superseded.push(old.clone());
-            left.push((old, error));
+        match kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
+            Ok(_) => ledger.ended(&old.grant)?,
+            Err(error) => {
+                held.document.since_seal.superseded.push(old.clone());
+                left.push((old, error));
+            }
         }
     }
     held.save()?;
