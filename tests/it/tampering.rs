@@ -53,6 +53,8 @@ fn every_bit() {
             Ok(document) => {
                 let mut value = value_of(&document);
                 if value == original {
+                    // RFC 3339 knows more than one letter there.
+                    assert!(matches!(file[bit / 8], b'T' | b'Z'), "bit {bit}");
                     "means the same"
                 } else {
                     // The next test is about that.
@@ -66,7 +68,6 @@ fn every_bit() {
     }
     println!("{} bits: {seen:?}", 8 * file.len());
     assert!(seen["a digest"] > seen["another mac"] && seen["another mac"] > 0, "{seen:?}");
-    assert!(seen.get("means the same").is_none_or(|count| *count < 8), "{seen:?}");
 }
 
 /// What kind of flaw it is; panics unless its text says where it is.
@@ -179,7 +180,7 @@ impl Adversary {
     }
 
     /// Fields that only the MAC covers.
-    fn covered(&self) -> [(&'static str, Value); 9] {
+    fn covered(&self) -> [(&'static str, Value); 10] {
         let (own, their) = (&self.original["slots"][0], &self.theirs["slots"][0]);
         [
             ("/created", json!("2020-01-01T00:00:00Z")),
@@ -189,6 +190,7 @@ impl Adversary {
             ("/slots/0/grant/name", json!("other")),
             ("/slots/0/grant/grantee", json!("arn:aws:iam::111122223333:user/mallory")),
             ("/slots/0/grant/retiring", json!("arn:aws:iam::111122223333:user/mallory")),
+            ("/slots/0/grant/created", json!("2020-01-01T00:00:00Z")),
             ("/slots/0/grant", Value::Null),
             ("/slots", json!([own, their])),
         ]

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::text_of;
 use crate::enveloped::{facts, kms, pattern, read, write};
 use crate::leavings::{World, live_grants};
+use crate::remote_kms::{RemoteKms, keys, with_credentials};
 use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text};
 
 /// A volume of 16 MiB made by `run --durable`, with something written at its beginning.
@@ -185,4 +186,57 @@ fn a_start_that_fails_leaves_nothing() {
     let args = ["run", "--size", "1M", "--durable", "envelope", "--backing", "backing", "--grantee", grantee];
     assert_fails(&finish(lab.sealblk(args)), 3, &["Decrypt failed"]);
     assert_eq!(World::of(&lab), before);
+}
+
+/// From the embedded KMS to one that is reached as AWS is, which could be in another account or region.
+#[test]
+fn moved_to_another_service() {
+    let lab = Lab::new();
+    let bytes = made(&lab);
+    let other = Lab::new();
+    let remote = RemoteKms::start(&other);
+    let endpoint = format!("http://{}", remote.address);
+    let aws = ["--region", "us-east-1", "--kms-endpoint", &endpoint];
+    let profiles = ["--provisioner-profile", "provisioner", "--host-profile", "host"];
+    let host = keys(&other, "host");
+    let to = ["--to-kms", "aws", "--to-key", "alias/sealblk", "--grantee", text_of(&host, "/Arn")];
+    let rewrap = lab.sealblk([&["rewrap", "envelope"], &aws[..], &profiles, &to].concat());
+    assert_succeeds(&finish(with_credentials(&other, rewrap)));
+    let facts = facts(&lab, &lab.path("envelope"));
+    assert_eq!((&facts["slots"][0]["provider"], &facts["pending"]), (&"aws".into(), &Value::Null));
+    assert_eq!(facts["slots"].as_array().unwrap().len(), 1);
+    assert!(live_grants(&lab.events()).is_empty(), "the old grant has ended");
+    // The first KMS is not needed any more, and the kind of the second stands in the envelope.
+    std::fs::remove_dir_all(lab.state().join("kms")).unwrap();
+    let args = ["run", "--json", "--envelope", "envelope", "--backing", "backing"];
+    let run = lab.sealblk([&args, &aws[..], &profiles].concat());
+    let volume = Volume::spawn(with_credentials(&other, run));
+    assert_eq!(read(&lab, &volume, bytes.len()), bytes);
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_eq!(record["provider"], "aws");
+}
+
+/// What would be cleared away is told, and nothing is done about it.
+#[test]
+fn leftovers_are_looked_at_first() {
+    let lab = Lab::new();
+    assert_succeeds(&finish(lab.sealblk(["provision", "--size", "1M", "-o", "envelope"])));
+    let volume = opened(&lab, &[]);
+    volume.signal(9);
+    drop(volume.end());
+    let before = World::of(&lab);
+    for _ in 0..2 {
+        let output = finish(lab.sealblk(["gc", "--dry-run"]));
+        assert_succeeds(&output);
+        let told = text(&output.stdout);
+        assert!(told.contains(lab.path("backing").to_str().unwrap()), "{told}");
+        assert!(!told.contains("grant"), "the envelope's is no leftover: {told}");
+        assert_eq!(World::of(&lab), before);
+    }
+    assert_succeeds(&finish(lab.sealblk(["gc"])));
+    assert!(!lab.path("backing").exists() && lab.path("envelope").exists() && lab.journals().is_empty());
+    assert_eq!(World::of(&lab).grants, before.grants);
+    let volume = opened(&lab, &[]);
+    assert!(volume.stop().0.success());
 }
