@@ -26,6 +26,7 @@ mod policies;
 mod preflight;
 mod raw;
 mod remote_kms;
+mod restart;
 mod secrets;
 mod support;
 mod together;
