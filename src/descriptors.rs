@@ -3,6 +3,10 @@
 //! Both say in the environment which descriptors are meant for which process. A successor takes them once, at its
 //! start, before anything else could use their numbers.
 
+mod execute;
+
+pub use execute::{execute, hold_signals, pass_on, release_signals};
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};

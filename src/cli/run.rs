@@ -283,6 +283,8 @@ pub(super) fn run(
 
 /// The hidden command behind [`isolate::unwrap`].
 pub(super) fn unwrap() -> Result<ExitCode, Failure> {
+    // The parent may have held them for a successor of its own.
+    super::signals::handle(descriptors::release_signals())?;
     runtime()?
         .block_on(isolate::serve_stdio(|place| AuditLog::at(place).map_err(|error| error.to_string())))
         .map_err(|source| Failure::Process { action: "answer the parent process", source })?;

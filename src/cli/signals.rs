@@ -8,6 +8,7 @@ use tokio::signal::unix::{self, SignalKind};
 
 use super::Failure;
 use super::run::Successor;
+use crate::descriptors;
 
 /// SIGINT, SIGTERM and SIGHUP, from the moment this is made.
 pub(super) struct Signals {
@@ -42,6 +43,21 @@ impl Signals {
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.hangup.recv() => Signal::Hangup,
         }
+    }
+}
+
+impl Signals {
+    /// Before this process executes a successor: what comes from now on, or has come and was not dealt with, is the
+    /// successor's. A further restart is not.
+    pub(super) async fn hold(&mut self, restarts: &mut RestartSignals) -> io::Result<()> {
+        descriptors::hold_signals()?;
+        let signal = tokio::select! {
+            biased;
+            signal = self.next() => signal.number().as_raw(),
+            _ = restarts.managed.recv() => libc::SIGUSR1,
+            () = std::future::ready(()) => return Ok(()),
+        };
+        descriptors::pass_on(signal)
     }
 }
 

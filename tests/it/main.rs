@@ -32,6 +32,7 @@ mod policies;
 mod preflight;
 mod raw;
 mod remote_kms;
+mod restart;
 mod secrets;
 mod support;
 mod tampering;

@@ -163,8 +163,14 @@ impl<'a> Attendance<'a> {
         }
     }
 
-    /// A volume that was not started for it is not left to anybody.
+    /// A volume that was not started for it is not left to anybody, nor one that nobody would take.
     fn leave_to(&self, successor: Successor) -> Option<Left> {
+        if successor == Successor::Managed && !successor::is_managed() {
+            tracing::warn!(
+                "no service manager has started this process, so there is nobody to leave the volume to"
+            );
+            return None;
+        }
         if self.running.is_restartable() {
             return Some(Left::HandOver(successor));
         }

@@ -1,9 +1,7 @@
 //! Leaving a volume to a successor: this process re-executed, or one that systemd starts.
 
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
 
 use sd_notify::NotifyState;
 
@@ -33,9 +31,14 @@ pub(super) async fn announce(running: &Running, control: Option<&Named>) {
     }
 }
 
+/// True if there is a service manager to leave a volume to.
+pub(super) fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// Gives systemd the volume's descriptors as they are now: a rewrap changes some.
 pub(super) async fn refresh(running: &Running, control: Option<&Named>) {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if !is_managed() {
         return;
     }
     match running.snapshot().await {
@@ -85,8 +88,11 @@ pub(super) fn execute(handover: &Handover, control: Option<&Named>) -> std::io::
         Ok(lists) => join(&lists),
         Err(error) => return error,
     };
-    let error = Command::new(program()).args(std::env::args_os().skip(1)).env(VARIABLE, list).exec();
+    let error = descriptors::execute(&program(), std::env::args_os(), (VARIABLE, &list));
     descriptors::keep_no_more(handover.descriptors());
+    if let Some(control) = control {
+        descriptors::keep_no_more(std::slice::from_ref(control));
+    }
     error
 }
 

@@ -15,7 +15,7 @@ use crate::cli::record_file::RecordFile;
 use crate::cli::signals::{self, RestartSignals, Signal, Signals};
 use crate::cli::{Failure, options};
 use crate::control::{self, Bound};
-use crate::descriptors::Named;
+use crate::descriptors::{self, Named};
 use crate::engine::{self, EngineError, Handover, Record, Running, Source, Specification, sweep};
 use crate::secret::Hardening;
 
@@ -85,6 +85,7 @@ impl Volume<'_> {
     ) -> Result<ExitCode, Failure> {
         let mut signals = signals::handle(Signals::new())?;
         let mut restarts = signals::handle(RestartSignals::new())?;
+        signals::handle(descriptors::release_signals())?;
         let audit = origin.audit();
         let (mut running, mut control) = match self.begin(origin, &mut signals).await? {
             Begun::Serving(running, control) => (*running, control),
@@ -106,7 +107,9 @@ impl Volume<'_> {
                 successor::leave_to_manager(&handover, socket.as_ref());
                 return Ok(ExitCode::SUCCESS);
             }
+            signals::handle(signals.hold(&mut restarts).await)?;
             let error = successor::execute(&handover, socket.as_ref());
+            signals::handle(descriptors::release_signals())?;
             tracing::error!(%error, "the program cannot be executed again; this process goes on");
             running = engine::resume(handover, &audit, options::helper()).await?;
             control = socket.map(|socket| Bound::from_fd(socket.descriptor)).transpose()?;

@@ -1,0 +1,449 @@
+//! A restartable volume goes over to a successor process, with its clients: by re-execution, under load, while the
+//! KMS key is disabled, and with another program under the old name.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Lab, PATIENCE, Volume, assert_fails, assert_succeeds, finish, text, tool, wait};
+
+const SIGUSR1: i32 = 10;
+const SIGUSR2: i32 = 12;
+
+/// fio at work on a volume, with verification.
+pub(crate) struct Load {
+    child: Child,
+    output: PathBuf,
+    jobs: usize,
+}
+
+impl Load {
+    /// Writes and verifies `mebibytes`, which `jobs` connections share out among themselves.
+    pub(crate) fn start(lab: &Lab, uri: &str, jobs: usize, mebibytes: usize) -> Self {
+        let share = mebibytes / jobs;
+        let output = lab.path("fio");
+        let child = tool("fio")
+            .args(["--name=v", "--ioengine=nbd", "--rw=randrw", "--bsrange=512-256k", "--iodepth=16"])
+            .args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0"])
+            .args([format!("--size={share}M"), format!("--offset_increment={share}M")])
+            .args([format!("--numjobs={jobs}"), format!("--uri={uri}")])
+            .arg(format!("--output={}", output.display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, output, jobs }
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// To its end: no error, no byte wrong, and something was written.
+    pub(crate) fn assert_unharmed(mut self) {
+        let status = wait(&mut self.child);
+        let report = std::fs::read_to_string(&self.output).unwrap_or_default();
+        assert!(status.success(), "{status}: {report}");
+        assert_eq!(report.matches("err= 0:").count(), self.jobs, "{report}");
+        assert_eq!(report.matches("\n  write: ").count(), self.jobs, "{report}");
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // A test that failed leaves it running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until the successor has said that it serves.
+fn await_successor(volume: &mut Volume) {
+    let mut line = String::new();
+    volume.stdout.read_line(&mut line).unwrap();
+    let serving: Value =
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("no successor: {line:?}: {:?}", volume.child));
+    assert_eq!((&serving["event"], &serving["volume"]), (&"serving".into(), &volume.serving["volume"]));
+    assert_eq!(serving["pid"], volume.child.id());
+    assert_eq!(serving["uris"], volume.serving["uris"]);
+}
+
+fn reexecute(volume: &mut Volume) {
+    volume.signal(SIGUSR2);
+    await_successor(volume);
+}
+
+/// What the process has open: links of /proc/PID/fd, sorted, without the numbers of inodes.
+fn open_files(volume: &Volume) -> Vec<String> {
+    let mut links: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", volume.child.id()))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.to_string_lossy().split(":[").next().unwrap_or_default().to_owned())
+        .collect();
+    links.sort();
+    links
+}
+
+/// Nothing more than before is open; clients' sockets are closed soon after their clients have gone.
+fn assert_eventually_open(volume: &Volume, before: &[String]) {
+    let end = Instant::now() + PATIENCE;
+    while open_files(volume).len() > before.len() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let now = open_files(volume);
+    assert!(now.len() <= before.len(), "{before:?}\n{now:?}");
+}
+
+fn steps(record: &Value) -> Vec<&str> {
+    record["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect()
+}
+
+/// The record of a volume that ended in order after `restarts` restarts.
+fn assert_orderly(record: &Value, restarts: usize) {
+    assert_eq!(record["event"], "teardown", "{record}");
+    assert_eq!(record["keys_wiped"], true, "{record}");
+    assert_eq!(record["grant"]["ended"], "retired", "{record}");
+    assert_eq!(record["backing"]["ended"], "removed", "{record}");
+    let steps = steps(record);
+    let count = |name: &str| steps.iter().filter(|step| **step == name).count();
+    assert_eq!((count("handing-over"), count("resumed")), (restarts, restarts), "{steps:?}");
+    for once in ["unlocked", "serving", "stopping", "drained", "keys-wiped", "grant-released"] {
+        assert_eq!(count(once), 1, "{once}: {steps:?}");
+    }
+}
+
+/// Ten restarts while fio writes and verifies.
+fn ten_times_under_load(listen: &str, jobs: usize, backing: &str, meanwhile: impl FnOnce(&Lab, &Volume)) {
+    let lab = Lab::new();
+    let listen = listen.replace("LAB", lab.path("").to_str().unwrap());
+    let backing = backing.replace("LAB", lab.path("").to_str().unwrap());
+    let args =
+        ["--size=256M", "--restartable", "--watch-key=off", "--listen", &listen, "--backing", &backing];
+    let mut volume = Volume::start(&lab, &args);
+    // The server is all there once it has served somebody.
+    assert_succeeds(&finish(size(&volume.uri)));
+    let before = open_files(&volume);
+    let mut load = Load::start(&lab, &volume.uri, jobs, 256);
+    std::thread::sleep(Duration::from_millis(200));
+    reexecute(&mut volume);
+    assert!(load.is_running(), "the first restart was to be under load");
+    meanwhile(&lab, &volume);
+    for _ in 1..10 {
+        std::thread::sleep(Duration::from_millis(200));
+        reexecute(&mut volume);
+    }
+    load.assert_unharmed();
+    assert_eventually_open(&volume, &before);
+    let volume_id = volume.serving["volume"].clone();
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_orderly(&record, 10);
+    // Each job of fio's asks for the size in a connection of its own.
+    assert_eq!((&record["volume"], &record["connections"]), (&volume_id, &(1 + 2 * jobs).into()), "{record}");
+    assert!(record["bytes_written"].as_u64() > Some(16 << 20), "{record}");
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
+    let left: Vec<_> = std::fs::read_dir(lab.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let expected: BTreeSet<_> = ["run", "state", "fio"].map(Into::into).into();
+    assert_eq!(BTreeSet::from_iter(left), expected);
+}
+
+#[test]
+fn ten_times_under_load_on_a_unix_socket() {
+    ten_times_under_load("unix:LAB/nbd", 1, "memory", |_, _| {});
+}
+
+#[test]
+fn ten_times_under_load_with_four_clients_on_tcp() {
+    ten_times_under_load("tcp:127.0.0.1:0", 4, "LAB", |_, _| {});
+}
+
+#[test]
+fn ten_times_under_load_with_four_clients_and_a_named_file() {
+    ten_times_under_load("unix:LAB/nbd", 4, "LAB/file", |_, _| {});
+}
+
+fn size(uri: &str) -> Command {
+    let mut nbdinfo = tool("nbdinfo");
+    nbdinfo.args(["--size", uri]);
+    nbdinfo
+}
+
+fn key_of(volume: &Volume) -> &str {
+    volume.serving["kms_key"].as_str().unwrap()
+}
+
+fn calls(lab: &Lab, operation: &str) -> usize {
+    lab.events().iter().filter(|event| event["eventName"] == operation).count()
+}
+
+/// No restart asks the KMS anything, so it does not matter that the key is disabled and about to be deleted.
+#[test]
+fn ten_times_under_load_with_a_key_that_is_disabled() {
+    ten_times_under_load("tcp:127.0.0.1:0", 1, "LAB/file", |lab, volume| {
+        for order in [vec!["kms", "disable"], vec!["kms", "schedule-deletion"]] {
+            assert_succeeds(&finish(lab.sealblk(order.iter().chain(&[key_of(volume)]))));
+        }
+        assert_eq!(calls(lab, "Decrypt"), 1, "{:?}", lab.events());
+    });
+}
+
+/// A copy of the program that a test may replace.
+fn installed(lab: &Lab) -> PathBuf {
+    let program = lab.path("bin");
+    std::fs::copy(env!("CARGO_BIN_EXE_sealblk"), &program).unwrap();
+    program
+}
+
+/// `sealblk run ARGS` by another program file.
+fn run_by(lab: &Lab, program: &Path, args: &[&str]) -> Volume {
+    let like = lab.sealblk(["run"]);
+    let mut command = Command::new(program);
+    command.args(["run", "--json", "--watch-key=off"]).args(args).current_dir(lab.path(""));
+    for (name, value) in like.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Volume::spawn(command)
+}
+
+fn program_of(volume: &Volume) -> PathBuf {
+    std::fs::read_link(format!("/proc/{}/exe", volume.child.id())).unwrap()
+}
+
+#[test]
+fn an_upgrade_takes_the_new_file_of_the_old_name() {
+    let lab = Lab::new();
+    let program = installed(&lab);
+    let mut volume = run_by(&lab, &program, &["--size=64M", "--restartable", "--backing=memory"]);
+    let load = Load::start(&lab, &volume.uri, 1, 64);
+    for _ in 0..2 {
+        let new = lab.path("bin.new");
+        std::fs::copy(env!("CARGO_BIN_EXE_sealblk"), &new).unwrap();
+        std::fs::rename(new, &program).unwrap();
+        assert_ne!(program_of(&volume), program, "the old file is still run, without a name");
+        reexecute(&mut volume);
+        assert_eq!(program_of(&volume), program);
+    }
+    load.assert_unharmed();
+    let (status, record) = volume.stop();
+    assert!(status.success());
+    assert_orderly(&record, 2);
+}
+
+/// What cannot be executed leaves the volume where it was, any number of times.
+fn stays(what: &str, break_it: impl Fn(&Path)) {
+    let lab = Lab::new();
+    let program = installed(&lab);
+    let socket = lab.path("nbd");
+    let listen = format!("--listen=unix:{}", socket.display());
+    let args = ["--size=64M", "--restartable", "--backing=memory", &listen];
+    let mut volume = run_by(&lab, &program, &args);
+    let load = Load::start(&lab, &volume.uri, 2, 64);
+    break_it(&program);
+    let running = program_of(&volume);
+    for _ in 0..3 {
+        volume.signal(SIGUSR2);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    load.assert_unharmed();
+    assert_eq!(program_of(&volume), running, "{what}");
+    // It is as restartable as before.
+    let new = lab.path("bin.new");
+    std::fs::copy(env!("CARGO_BIN_EXE_sealblk"), &new).unwrap();
+    std::fs::rename(new, &program).unwrap();
+    reexecute(&mut volume);
+    let (status, record) = volume.stop();
+    assert!(status.success());
+    assert_eq!(record["grant"]["ended"], "retired", "{what}: {record}");
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_program_that_is_gone_leaves_the_volume_where_it_was() {
+    stays("gone", |program| std::fs::remove_file(program).unwrap());
+}
+
+#[test]
+fn a_program_that_may_not_be_executed_leaves_the_volume_where_it_was() {
+    stays("mode", |program| {
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o600)).unwrap();
+    });
+}
+
+#[test]
+fn a_program_of_no_known_format_leaves_the_volume_where_it_was() {
+    stays("format", |program| {
+        let new = program.with_extension("new");
+        std::fs::write(&new, "\x7fELF and nothing more").unwrap();
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(new, program).unwrap();
+    });
+}
+
+/// A request to the control socket: status and body of the answer.
+fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}")))
+}
+
+#[test]
+fn without_the_flag_nothing_is_handed_over() {
+    let lab = Lab::new();
+    let control = lab.path("control");
+    let volume = Volume::start(
+        &lab,
+        &["--size=64M", "--backing=memory", "--control", &format!("unix:{}", control.display())],
+    );
+    let load = Load::start(&lab, &volume.uri, 1, 64);
+    for signal in [SIGUSR1, SIGUSR2] {
+        volume.signal(signal);
+    }
+    let (status, answer) = ask(&control, "POST", "/v1/volume/restart", "{}");
+    assert_eq!((status, &answer["error"]["exit_code"]), (409, &2.into()), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("--restartable"), "{answer}");
+    load.assert_unharmed();
+    let (status, record) = volume.stop();
+    assert!(status.success());
+    assert_orderly(&record, 0);
+}
+
+/// Without a service manager there is nobody to leave the volume to.
+#[test]
+fn sigusr1_without_a_service_manager_changes_nothing() {
+    let lab = Lab::new();
+    let volume = Volume::start(&lab, &["--size=64M", "--backing=memory", "--restartable"]);
+    let load = Load::start(&lab, &volume.uri, 1, 64);
+    for _ in 0..3 {
+        volume.signal(SIGUSR1);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    load.assert_unharmed();
+    let (status, record) = volume.stop();
+    assert!(status.success());
+    assert_orderly(&record, 0);
+}
+
+#[test]
+fn a_captive_command_and_restartable_do_not_go_together() {
+    let lab = Lab::new();
+    assert_fails(&lab.run(&["--size=1M", "--restartable"], "true"), 2, &["--restartable", "COMMAND"]);
+}
+
+/// Signals that come faster than restarts are done: none kills the volume.
+#[test]
+fn signals_in_quick_succession_harm_nobody() {
+    let lab = Lab::new();
+    let volume = Volume::start(&lab, &["--size=64M", "--backing=memory", "--restartable"]);
+    let load = Load::start(&lab, &volume.uri, 1, 64);
+    for _ in 0..40 {
+        volume.signal(SIGUSR2);
+        std::thread::sleep(Duration::from_millis(7));
+    }
+    load.assert_unharmed();
+    volume.signal(SIGUSR2);
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{status}: {record}");
+    assert_eq!(record["grant"]["ended"], "retired", "{record}");
+    assert!(steps(&record).iter().filter(|step| **step == "resumed").count() > 1, "{record}");
+}
+
+/// Clients that come in all stages: none is refused, none is cut.
+#[test]
+fn clients_that_connect_meanwhile_wait() {
+    let lab = Lab::new();
+    let mut volume = Volume::start(&lab, &["--size=64M", "--backing=memory", "--restartable"]);
+    let done = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..2)
+        .map(|_| {
+            let (done, uri) = (done.clone(), volume.uri.clone());
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let output = finish(size(&uri));
+                    assert_succeeds(&output);
+                    assert_eq!(text(&output.stdout).trim(), "67108864");
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(100));
+        reexecute(&mut volume);
+    }
+    done.store(true, Ordering::Relaxed);
+    let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    let (status, record) = volume.stop();
+    assert!(status.success());
+    assert!(served > 0 && record["connections"] == served, "{served}: {record}");
+    assert_orderly(&record, 10);
+}
+
+/// One client does nothing, one has not chosen its export yet: the one goes on, the other is let finish first.
+#[test]
+fn an_idle_client_and_one_in_its_handshake_go_on() {
+    let lab = Lab::new();
+    let mut volume = Volume::start(&lab, &["--size=64M", "--backing=memory", "--restartable"]);
+    let script = "h.pwrite(b'x' * 4096, 8192); print('ready', flush=True); input(); \
+                  assert h.pread(4096, 8192) == bytearray(b'x' * 4096); h.shutdown(); print('done')";
+    let mut idle = tool("nbdsh")
+        .env("PATH", "/usr/bin:/bin")
+        .args(["-u", &volume.uri, "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(idle.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let mut haggling = UnixStream::connect(volume.socket()).unwrap();
+    haggling.read_exact(&mut [0; 18]).unwrap();
+    volume.signal(SIGUSR2);
+    std::thread::sleep(Duration::from_millis(300));
+    // Fixed newstyle, no zeroes; then NBD_OPT_EXPORT_NAME with the empty name: size and flags are the answer.
+    haggling.write_all(&3u32.to_be_bytes()).unwrap();
+    haggling.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
+    let mut export = [0; 10];
+    haggling.read_exact(&mut export).unwrap();
+    assert_eq!(export[..8], (64u64 << 20).to_be_bytes());
+    await_successor(&mut volume);
+    // NBD_CMD_READ of the idle client's bytes, by the other one, from the successor.
+    let request = [&b"\x25\x60\x95\x13\0\0\0\0cookie!!"[..], &8192u64.to_be_bytes(), &4096u32.to_be_bytes()];
+    haggling.write_all(&request.concat()).unwrap();
+    let mut reply = vec![0; 16 + 4096];
+    haggling.read_exact(&mut reply).unwrap();
+    assert_eq!(reply, [&b"\x67\x44\x66\x98\0\0\0\0cookie!!"[..], &[b'x'; 4096]].concat());
+    drop(haggling);
+    idle.stdin.take().unwrap().write_all(b"\n").unwrap();
+    line.clear();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "done\n");
+    assert!(wait(&mut idle).success());
+    let (status, record) = volume.stop();
+    assert!(status.success());
+    assert_orderly(&record, 1);
+    assert_eq!(record["connections"], 2);
+}
