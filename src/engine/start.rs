@@ -44,6 +44,13 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
     let owns_grants = matches!(&source, Source::New(new) if new.envelope.is_none());
     let mut plan = Plan::of(source, &specification).await?;
     steps.push(Step::now("key-checked"));
+    let by = Unwrapper {
+        helper: specification.helper.clone(),
+        provider: specification.provider.clone(),
+        witness: specification.audit.for_volume(plan.document.volume.as_str()),
+    };
+    plan.require_lasting(&specification.backing)?;
+    plan.open(&by).await?;
     let (store, leftover) = open_backing(&specification.backing, &plan).await?;
     steps.push(Step::now("backing-opened"));
     // Nobody else has its name, so it need not be made early; and from here on the journal knows it at once.
@@ -53,11 +60,6 @@ pub async fn start(source: Source, specification: Specification) -> Result<Runni
         .with_backing(&leftover);
     let note = Note { envelope: plan.note(), control: specification.control.clone(), ..note };
     let mut journal = Entry::create(&specification.state, note)?;
-    let by = Unwrapper {
-        helper: specification.helper.clone(),
-        provider: specification.provider.clone(),
-        witness: specification.audit.for_volume(plan.document.volume.as_str()),
-    };
     let unlocked = match plan.unlock(&by, &mut journal, &mut steps).await {
         Ok(unlocked) => unlocked,
         Err(error) => {
@@ -113,6 +115,10 @@ struct Plan {
     seals: bool,
     /// For a key that is still to be made: who makes it, and where its envelope goes.
     making: Option<Making>,
+    /// The backing holds the volume's data already.
+    reopened: bool,
+    /// Once it is unlocked.
+    unlocked: Option<Unlocked>,
 }
 
 struct Making {
@@ -137,18 +143,32 @@ impl Plan {
                 }
                 let document = Document::new(id, life, new.layout, new.request.context);
                 let making = Some(Making { kms, prepared, envelope: new.envelope });
-                Ok(Self { document, token: None, file: None, seals: true, making })
+                let (reopened, unlocked) = (false, None);
+                Ok(Self { document, token: None, file: None, seals: true, making, reopened, unlocked })
             }
             Source::Envelope(envelope) => {
                 let Envelope { file, document, token, seal } = *envelope;
-                Ok(Self { document, token, file: Some(file), seals: seal, making: None })
+                let reopened = document.life == Life::Durable && document.is_sealed();
+                let (file, seals) = (Some(file), seal);
+                Ok(Self { document, token, file, seals, making: None, reopened, unlocked: None })
             }
         }
     }
 
-    /// True if the backing holds the volume's data already.
-    fn is_reopened(&self) -> bool {
-        self.document.life == Life::Durable && self.document.is_sealed()
+    fn require_lasting(&self, backing: &Backing) -> Result<(), EngineError> {
+        match (self.document.life, backing) {
+            (Life::Durable, Backing::Memory | Backing::Directory(_)) => Err(EngineError::Fleeting),
+            _ => Ok(()),
+        }
+    }
+
+    /// Unlocks an envelope that is there, before its backing is touched: one that somebody has changed to say that
+    /// there is nothing on it yet must not cost what is.
+    async fn open(&mut self, by: &Unwrapper) -> Result<(), EngineError> {
+        if self.making.is_none() {
+            self.unlocked = Some(envelope::unlock(&mut self.document, by, self.token.as_ref()).await?);
+        }
+        Ok(())
     }
 
     fn note(&self) -> Option<EnvelopeNote> {
@@ -158,7 +178,7 @@ impl Plan {
         Some(EnvelopeNote { path: std::path::absolute(&path).unwrap_or(path), undo_unless_sealed })
     }
 
-    /// Makes the key, if it is to be made here, and unlocks it.
+    /// Makes the key, if it is to be made here, and unlocks it, unless it is; then the envelope is sealed.
     async fn unlock(
         &mut self,
         by: &Unwrapper,
@@ -176,7 +196,10 @@ impl Plan {
             self.token = Some(lease.token);
             steps.push(Step::now("provisioned"));
         }
-        let unlocked = envelope::unlock(&mut self.document, by, self.token.as_ref()).await?;
+        let unlocked = match self.unlocked.take() {
+            Some(unlocked) => unlocked,
+            None => envelope::unlock(&mut self.document, by, self.token.as_ref()).await?,
+        };
         if let Some(file) = self.file.as_mut().filter(|_| unlocked.changed && self.seals) {
             file.write(&mut self.document)?;
             steps.push(Step::now("sealed"));
@@ -209,11 +232,8 @@ fn open_volume(
 
 /// On a thread that may block: discarding a whole disk takes its time, and a signal must get through meanwhile.
 async fn open_backing(backing: &Backing, plan: &Plan) -> Result<(FileStore, Leftover), EngineError> {
-    if plan.document.life == Life::Durable && matches!(backing, Backing::Memory | Backing::Directory(_)) {
-        return Err(EngineError::Fleeting);
-    }
     let (backing, size) = (backing.clone(), plan.document.layout().size.bytes());
-    let reopened = plan.is_reopened();
+    let reopened = plan.reopened;
     let opened = tokio::task::spawn_blocking(move || match reopened {
         true => backing.open_existing(size),
         false => backing.open_new(size),
