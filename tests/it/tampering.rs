@@ -115,7 +115,7 @@ fn damaged_files_are_told_apart_from_unreadable_ones() {
 }
 
 /// Writes the envelope with one field changed, and digests that fit.
-fn change(lab: &Lab, original: &Value, pointer: &str, to: Value) -> bool {
+pub(crate) fn change(lab: &Lab, original: &Value, pointer: &str, to: Value) -> bool {
     let mut changed = original.clone();
     *changed.pointer_mut(pointer).unwrap_or_else(|| panic!("no {pointer}")) = to;
     // Not every value can be read back, and then there is nothing to write.
