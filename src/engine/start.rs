@@ -99,6 +99,13 @@ impl Start {
         steps.push(Step::now("listening"));
         let mut plan = Plan::of(source, id, specification).await?;
         steps.push(Step::now("key-checked"));
+        let by = Unwrapper {
+            helper: specification.helper.clone(),
+            provider: specification.provider.clone(),
+            witness: specification.audit.for_volume(plan.document.volume.as_str()),
+        };
+        plan.require_lasting(&specification.backing)?;
+        plan.open(&by).await?;
         let (store, mut leftover) = open_backing(&specification.backing, &plan).await?;
         journal.change(|note| {
             note.envelope = plan.note();
@@ -106,11 +113,6 @@ impl Start {
         })?;
         leftover.give_name()?;
         steps.push(Step::now("backing-opened"));
-        let by = Unwrapper {
-            helper: specification.helper.clone(),
-            provider: specification.provider.clone(),
-            witness: specification.audit.for_volume(plan.document.volume.as_str()),
-        };
         let unlocked = plan.unlock(&by, journal, steps).await?;
         Ok(Made { plan, listeners, private, store, leftover, by, unlocked })
     }
@@ -178,6 +180,10 @@ struct Plan {
     seals: bool,
     /// For a key that is still to be made: who makes it, and where its envelope goes.
     making: Option<Making>,
+    /// The backing holds the volume's data already.
+    reopened: bool,
+    /// Once it is unlocked.
+    unlocked: Option<Unlocked>,
 }
 
 struct Making {
@@ -201,18 +207,32 @@ impl Plan {
                 }
                 let document = Document::new(id, life, new.layout, new.request.context);
                 let making = Some(Making { kms, prepared, envelope: new.envelope });
-                Ok(Self { document, token: None, file: None, seals: true, making })
+                let (reopened, unlocked) = (false, None);
+                Ok(Self { document, token: None, file: None, seals: true, making, reopened, unlocked })
             }
             Source::Envelope(envelope) => {
                 let Envelope { file, document, token, seal } = *envelope;
-                Ok(Self { document, token, file: Some(file), seals: seal, making: None })
+                let reopened = document.life == Life::Durable && document.is_sealed();
+                let (file, seals) = (Some(file), seal);
+                Ok(Self { document, token, file, seals, making: None, reopened, unlocked: None })
             }
         }
     }
 
-    /// True if the backing holds the volume's data already.
-    fn is_reopened(&self) -> bool {
-        self.document.life == Life::Durable && self.document.is_sealed()
+    fn require_lasting(&self, backing: &Backing) -> Result<(), EngineError> {
+        match (self.document.life, backing) {
+            (Life::Durable, Backing::Memory | Backing::Directory(_)) => Err(EngineError::Fleeting),
+            _ => Ok(()),
+        }
+    }
+
+    /// Unlocks an envelope that is there, before its backing is touched: one that somebody has changed to say that
+    /// there is nothing on it yet must not cost what is.
+    async fn open(&mut self, by: &Unwrapper) -> Result<(), EngineError> {
+        if self.making.is_none() {
+            self.unlocked = Some(envelope::unlock(&mut self.document, by, self.token.as_ref()).await?);
+        }
+        Ok(())
     }
 
     fn note(&self) -> Option<EnvelopeNote> {
@@ -222,7 +242,7 @@ impl Plan {
         Some(EnvelopeNote { path: std::path::absolute(&path).unwrap_or(path), undo_unless_sealed })
     }
 
-    /// Makes the key, if it is to be made here, and unlocks it.
+    /// Makes the key, if it is to be made here, and unlocks it, unless it is; then the envelope is sealed.
     async fn unlock(
         &mut self,
         by: &Unwrapper,
@@ -240,7 +260,10 @@ impl Plan {
             self.token = Some(lease.token);
             steps.push(Step::now("provisioned"));
         }
-        let unlocked = envelope::unlock(&mut self.document, by, self.token.as_ref()).await?;
+        let unlocked = match self.unlocked.take() {
+            Some(unlocked) => unlocked,
+            None => envelope::unlock(&mut self.document, by, self.token.as_ref()).await?,
+        };
         if let Some(file) = self.file.as_mut().filter(|_| unlocked.changed && self.seals) {
             file.write(&mut self.document)?;
             steps.push(Step::now("sealed"));
@@ -273,11 +296,8 @@ fn open_volume(
 
 /// On a thread that may block: discarding a whole disk takes its time, and a signal must get through meanwhile.
 async fn open_backing(backing: &Backing, plan: &Plan) -> Result<(FileStore, Leftover), EngineError> {
-    if plan.document.life == Life::Durable && matches!(backing, Backing::Memory | Backing::Directory(_)) {
-        return Err(EngineError::Fleeting);
-    }
     let (backing, size) = (backing.clone(), plan.document.layout().size.bytes());
-    let reopened = plan.is_reopened();
+    let reopened = plan.reopened;
     let opened = tokio::task::spawn_blocking(move || match reopened {
         true => backing.open_existing(size),
         false => backing.open_new(size),
