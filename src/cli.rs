@@ -97,6 +97,9 @@ pub fn main() -> ExitCode {
         telemetry::init(LevelFilter::WARN);
         return exit(run::unwrap());
     }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == run::PROBE) {
+        return run::probe();
+    }
     let matches = Cli::command().get_matches();
     match Cli::from_arg_matches(&matches) {
         Ok(cli) => exit(run_command(cli, &matches)),

@@ -16,7 +16,7 @@ mod teardown;
 
 use std::path::PathBuf;
 
-pub use handover::{CLIENT, Handover, HandoverError, resume};
+pub use handover::{CLIENT, Handover, HandoverError, VERSION, resume};
 pub use record::{Ended, GrantEnd, Record, Step};
 pub use running::{Running, Status};
 pub use start::start;

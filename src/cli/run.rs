@@ -6,7 +6,7 @@ mod successor;
 mod volume;
 
 pub(super) use attend::describe as describe_rewrap;
-pub(super) use successor::Successor;
+pub(super) use successor::{PROBE, Successor, probe};
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -29,8 +29,9 @@ use crate::store::{FileStore, Leftover, LeftoverDescription};
 use crate::volume::{EncryptedVolume, Options, Past};
 use crate::xts::Implementation;
 
-/// Version of [`State`]: a successor of another one refuses it, and the volume goes on in the old process.
-const VERSION: u32 = 1;
+/// Version of what is handed over. A program that knows another one is not executed as a successor; one that a
+/// service manager starts all the same refuses it.
+pub const VERSION: u32 = 1;
 const STATE: &str = "sealblk-state";
 const KEY: &str = "sealblk-key";
 const BACKING: &str = "sealblk-backing";
@@ -155,6 +156,12 @@ impl Running {
         let state = self.state(&keep, listeners, Vec::new(), 0);
         named.push(Named { name: STATE.into(), descriptor: write(&state)? });
         Ok(Handover { named })
+    }
+
+    /// Names of what [`Running::snapshot`] gives.
+    pub fn descriptor_names(&self) -> Vec<String> {
+        let listeners = (0..self.sockets.len()).map(|number| format!("{LISTENER}{number}"));
+        [STATE, KEY, BACKING, JOURNAL, ENVELOPE].map(Into::into).into_iter().chain(listeners).collect()
     }
 
     fn state(
@@ -301,7 +308,11 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
     }
     let mut connections = Vec::new();
     for (number, told) in state.clients.into_iter().enumerate() {
-        let descriptor = take(&format!("{CLIENT}{number}"))?;
+        // A service manager keeps no more than it was told to. The client connects again.
+        let Ok(descriptor) = take(&format!("{CLIENT}{number}")) else {
+            tracing::warn!(number, "a client's connection was not handed over, and is cut");
+            continue;
+        };
         connections.push(HandedConnection::from_parts(descriptor, told).map_err(HandoverError::from)?);
     }
     let id = state.document.volume.clone();

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Lab, PATIENCE, Volume, assert_fails, assert_succeeds, finish, text, tool, wait};
+use crate::support::{
+    Lab, PATIENCE, Volume, assert_fails, assert_succeeds, eventually, finish, text, tool, wait,
+};
 
 const SIGUSR1: i32 = 10;
 const SIGUSR2: i32 = 12;
@@ -289,6 +291,18 @@ fn a_program_of_no_known_format_leaves_the_volume_where_it_was() {
     });
 }
 
+#[test]
+fn a_program_that_is_no_successor_leaves_the_volume_where_it_was() {
+    for script in ["#!/bin/sh\nexit 1\n", "#!/bin/sh\necho 4711\n"] {
+        stays(script, |program| {
+            let new = program.with_extension("new");
+            std::fs::write(&new, script).unwrap();
+            std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::rename(new, program).unwrap();
+        });
+    }
+}
+
 /// A request to the control socket: status and body of the answer.
 fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
     let mut stream = UnixStream::connect(socket).unwrap();
@@ -446,4 +460,176 @@ fn an_idle_client_and_one_in_its_handshake_go_on() {
     assert!(status.success());
     assert_orderly(&record, 1);
     assert_eq!(record["connections"], 2);
+}
+
+/// A volume under a service manager with a descriptor store, which starts it again.
+struct Service {
+    manager: Child,
+    log: PathBuf,
+    record: PathBuf,
+    socket: PathBuf,
+}
+
+impl Service {
+    fn start(lab: &Lab, args: &[&str]) -> Self {
+        let [log, record, socket] = ["log", "record", "nbd"].map(|name| lab.path(name));
+        let like = lab.sealblk(["run", "--restartable", "--watch-key=off"]);
+        let mut command = tool("python3");
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/scripts/manager.py")).arg(&log);
+        command.arg(like.get_program()).args(like.get_args()).args(args).current_dir(lab.path(""));
+        command.arg("--record").arg(&record).arg(format!("--listen=unix:{}", socket.display()));
+        for (name, value) in like.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let manager = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let service = Self { manager, log, record, socket };
+        service.await_line("ready", 1);
+        service
+    }
+
+    fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    fn lines(&self, word: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.split(' ').next() == Some(word)).map(Into::into).collect()
+    }
+
+    fn await_line(&self, word: &str, count: usize) {
+        eventually(&format!("{word} in the manager's log"), || self.lines(word).len() >= count);
+        assert_eq!(self.lines(word).len(), count, "{:?}", std::fs::read_to_string(&self.log));
+    }
+
+    fn signal(&mut self, signal: i32) {
+        writeln!(self.manager.stdin.as_mut().unwrap(), "{signal}").unwrap();
+    }
+
+    /// A signal, and the successor that serves after it.
+    fn replace(&mut self, signal: i32) {
+        let before = self.lines("ready").len();
+        self.signal(signal);
+        self.await_line("ready", before + 1);
+    }
+
+    /// SIGTERM, the end and the record.
+    fn stop(mut self) -> Value {
+        self.signal(15);
+        assert!(wait(&mut self.manager).success());
+        let exits = self.lines("exit");
+        // Nothing is left in the store.
+        assert_eq!(exits.last().map(|line| line.trim()), Some("exit 0"), "{exits:?}");
+        assert!(!self.socket.exists());
+        serde_json::from_str(&std::fs::read_to_string(&self.record).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // The manager kills its process when its orders end.
+        drop(self.manager.stdin.take());
+        let _ = self.manager.wait();
+    }
+}
+
+#[test]
+fn a_service_manager_hands_the_volume_on_and_clients_do_not_notice() {
+    let lab = Lab::new();
+    let mut service = Service::start(&lab, &["--size=256M", "--backing=memory"]);
+    let load = Load::start(&lab, &service.uri(), 2, 256);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(200));
+        service.replace(SIGUSR1);
+        service.replace(SIGUSR2);
+    }
+    load.assert_unharmed();
+    assert_eq!(calls(&lab, "Decrypt"), 1);
+    assert_orderly(&service.stop(), 10);
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
+}
+
+/// What a client wrote is read from the successor of a process that was killed, which asked no KMS.
+#[test]
+fn after_a_crash_the_successor_serves_the_same_data() {
+    let lab = Lab::new();
+    let control = format!("--control=unix:{}", lab.path("control").display());
+    let mut service = Service::start(
+        &lab,
+        &["--size=64M", "--backing=LAB", &control]
+            .map(|arg| if arg == "--backing=LAB" { "--backing=file" } else { arg }),
+    );
+    let uri = service.uri();
+    let io = |command: &str| {
+        let mut io = tool("qemu-io");
+        io.args(["-f", "raw", &uri, "-c", command]);
+        assert_succeeds(&finish(io));
+    };
+    io("write -P 0x5a 1M 3M");
+    assert_succeeds(&finish(lab.sealblk(["kms", "disable", "alias/sealblk"])));
+    let events = lab.events().len();
+    for pattern in 1..4 {
+        // One client is connected when the process dies.
+        let attached = UnixStream::connect(&service.socket).unwrap();
+        service.replace(9);
+        drop(attached);
+        io("read -P 0x5a 1M 3M");
+        io(&format!("write -P {pattern} 8M 1M"));
+        io(&format!("read -P {pattern} 8M 1M"));
+    }
+    assert_eq!(lab.events().len(), events, "a successor asks no KMS");
+    let (status, told) = ask(&lab.path("control"), "GET", "/v1/volume", "");
+    assert_eq!((status, &told["size"]), (200, &(64 << 20).into()), "{told}");
+    assert_succeeds(&finish(lab.sealblk(["kms", "enable", "alias/sealblk"])));
+    let record = service.stop();
+    assert_eq!(record["grant"]["ended"], "retired", "{record}");
+    assert_eq!(steps(&record).iter().filter(|step| **step == "resumed").count(), 3, "{record}");
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
+    assert!(!lab.path("file").exists() && !lab.path("control").exists());
+}
+
+/// `sealblk run` as a successor of nobody.
+fn inherit(lab: &Lab, script: &str) -> std::process::Output {
+    let like = lab.sealblk(["run", "--restartable", "--size=1M", "--backing=memory", "--watch-key=off"]);
+    let mut command = lab.sealblk::<&str>([]);
+    let program = command.get_program().to_owned();
+    let environment: Vec<_> =
+        command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    command = tool("bash");
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.arg("-c").arg(format!("{script} exec \"$@\"")).arg("bash").arg(program).args(like.get_args());
+    finish(command)
+}
+
+#[test]
+fn what_cannot_be_inherited_is_refused() {
+    let lab = Lab::new();
+    for (script, code, words) in [
+        ("export SEALBLK_INHERITED=\"$$;sealblk-state=77\";", 1, &["Bad file descriptor"][..]),
+        ("export SEALBLK_INHERITED=\"$$;sealblk-state=1\";", 1, &["sealblk-state has descriptor 1"]),
+        ("export SEALBLK_INHERITED=\"$$;sealblk-state=x\";", 1, &["SEALBLK_INHERITED cannot be read"]),
+        ("export SEALBLK_INHERITED=nonsense;", 1, &["SEALBLK_INHERITED cannot be read"]),
+        ("exec 9</dev/null; export SEALBLK_INHERITED=\"$$;sealblk-state=9\";", 2, &["not secret memory"]),
+        (
+            "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=sealblk-state; exec 3</dev/null;",
+            2,
+            &["not secret memory"],
+        ),
+        (
+            "export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=sealblk-state:a:b; exec 3</dev/null;",
+            1,
+            &["Bad file"],
+        ),
+    ] {
+        let output = inherit(&lab, script);
+        assert_fails(&output, code, words);
+    }
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
 }

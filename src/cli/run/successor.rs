@@ -2,13 +2,22 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::process::Command;
 
 use super::attend::CONTROL;
+use crate::cli::output;
 use crate::control::Bound;
 use crate::descriptors::{self, Named, VARIABLE};
-use crate::engine::{CLIENT, Handover, HandoverError, Running};
+use crate::engine::{CLIENT, Handover, HandoverError, Running, VERSION};
+
+/// Name of the hidden command that tells whether a program can be a successor.
+pub(in crate::cli) const PROBE: &str = "takes-over";
+/// How long it may take to answer.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Who goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,22 +51,39 @@ pub(super) async fn refresh(running: &Running, control: Option<&Named>) {
         return;
     }
     match running.snapshot().await {
-        Ok(snapshot) => store(snapshot.descriptors().iter().chain(control)),
+        Ok(snapshot) => {
+            if let Err(error) = store(snapshot.descriptors().iter().chain(control)) {
+                tracing::warn!(%error, "the service manager does not keep all that a successor needs");
+            }
+        }
         Err(error) => tracing::warn!(%error, "the service manager keeps nothing for a successor"),
     }
 }
 
-/// A name is stored once: what was there under it goes first.
-fn store<'a>(named: impl Iterator<Item = &'a Named>) {
-    for Named { name, descriptor } in named {
-        let stored = forget(name).and_then(|()| {
-            let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-            sd_notify::notify_with_fds(&state, &[descriptor.as_fd()])
-        });
-        if let Err(error) = stored {
-            tracing::warn!(%error, name, "the service manager did not take a descriptor");
-        }
+/// The volume ends: the service manager forgets it, so that nobody waits for a listener that is served no more, and
+/// no later process takes a dead volume over.
+pub(super) fn withdraw(running: &Running) {
+    if !is_managed() {
+        return;
     }
+    let mut told = sd_notify::notify(&[NotifyState::Stopping]);
+    if running.is_restartable() {
+        let names = running.descriptor_names();
+        told = told.and_then(|()| names.iter().map(String::as_str).chain([CONTROL]).try_for_each(forget));
+    }
+    if let Err(error) = told {
+        tracing::warn!(%error, "cannot tell the service manager that the volume ends");
+    }
+}
+
+/// A name is stored once: what was there under it goes first.
+fn store<'a>(named: impl Iterator<Item = &'a Named>) -> std::io::Result<()> {
+    for Named { name, descriptor } in named {
+        forget(name)?;
+        let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        sd_notify::notify_with_fds(&state, &[descriptor.as_fd()])?;
+    }
+    Ok(())
 }
 
 fn forget(name: &str) -> std::io::Result<()> {
@@ -73,9 +99,38 @@ pub(super) fn forget_clients(taken: &[String]) {
     }
 }
 
-/// Leaves everything to the service manager, whose next process of this service gets it.
-pub(super) fn leave_to_manager(handover: &Handover, control: Option<&Named>) {
-    store(handover.descriptors().iter().chain(control));
+/// Leaves everything to the service manager, whose next process of this service gets it. Clients come last: they are
+/// what there may be no room for.
+pub(super) fn leave_to_manager(handover: &Handover, control: Option<&Named>) -> std::io::Result<()> {
+    let (clients, own): (Vec<_>, Vec<_>) =
+        handover.descriptors().iter().chain(control).partition(|one| one.name.starts_with(CLIENT));
+    store(own.into_iter().chain(clients))
+}
+
+/// Whether the program's file can take the volume over: it runs, and knows what it would be handed.
+pub(super) async fn check() -> Result<(), String> {
+    let program = program();
+    let asked = Command::new(&program).arg(PROBE).stdin(Stdio::null()).kill_on_drop(true).output();
+    let answer = match tokio::time::timeout(PROBE_DEADLINE, asked).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(format!("{}: {error}", program.display())),
+        Err(_) => return Err(format!("{} does not answer", program.display())),
+    };
+    let version = String::from_utf8_lossy(&answer.stdout);
+    if answer.status.success() && version.trim() == VERSION.to_string() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} does not take over what this version hands over ({}); go back to a version that does, or end the volume",
+        program.display(),
+        answer.status
+    ))
+}
+
+/// The hidden command behind [`check`]: which version of a volume's state this program takes over.
+pub(in crate::cli) fn probe() -> ExitCode {
+    output::line(VERSION);
+    ExitCode::SUCCESS
 }
 
 /// Becomes the successor; returns only if that failed.

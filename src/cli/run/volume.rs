@@ -101,16 +101,27 @@ impl Volume<'_> {
                 Outcome::End(ended) => return self.end(running, ended, record).await,
                 Outcome::HandOver(successor, socket) => (successor, socket),
             };
+            if successor == Successor::Myself
+                && let Err(why) = successor::check().await
+            {
+                tracing::error!(why, "the program cannot be executed again; this process goes on");
+                control = socket;
+                continue;
+            }
             let handover = running.hand_over().await.map_err(EngineError::from)?;
             let socket = successor::named(socket).map_err(EngineError::from)?;
-            if successor == Successor::Managed {
-                successor::leave_to_manager(&handover, socket.as_ref());
-                return Ok(ExitCode::SUCCESS);
-            }
-            signals::handle(signals.hold(&mut restarts).await)?;
-            let error = successor::execute(&handover, socket.as_ref());
-            signals::handle(descriptors::release_signals())?;
-            tracing::error!(%error, "the program cannot be executed again; this process goes on");
+            let error = if successor == Successor::Managed {
+                match successor::leave_to_manager(&handover, socket.as_ref()) {
+                    Ok(()) => return Ok(ExitCode::SUCCESS),
+                    Err(error) => error,
+                }
+            } else {
+                signals::handle(signals.hold(&mut restarts).await)?;
+                let error = successor::execute(&handover, socket.as_ref());
+                signals::handle(descriptors::release_signals())?;
+                error
+            };
+            tracing::error!(%error, "the volume cannot go over to a successor; this process goes on");
             running = engine::resume(handover, &audit, options::helper()).await?;
             control = socket.map(|socket| Bound::from_fd(socket.descriptor)).transpose()?;
         }
@@ -155,6 +166,7 @@ impl Volume<'_> {
         ended: Ended,
         record: Option<RecordFile>,
     ) -> Result<ExitCode, Failure> {
+        successor::withdraw(&running);
         // Signals of its own: one that comes now means that it takes too long.
         let mut signals = signals::handle(Signals::new())?;
         let teardown = tokio::select! {
