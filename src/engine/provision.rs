@@ -171,11 +171,18 @@ pub async fn retire(
     let all = held.document.grants().chain(superseded).filter(|grant| grant.provider == provider.kind());
     let mut ends = Vec::new();
     for (number, grant) in all.collect::<Vec<_>>().into_iter().enumerate() {
-        let reference = match &held.token {
-            Some(token) if number == 0 => GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token },
-            _ => GrantRef::Id { key: &grant.key, grant_id: &grant.grant },
+        let by_id = GrantRef::Id { key: &grant.key, grant_id: &grant.grant };
+        let end = match &held.token {
+            // The token is the quick way, but after a rewrap that did not come to its end it may be another grant's.
+            Some(token) if number == 0 => {
+                let by_token = GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token };
+                match (kms.release(&by_token).await, kms.release(&by_id).await) {
+                    (Ok(ended), Ok(Released::AlreadyGone)) => Ok(ended),
+                    (_, end) => end,
+                }
+            }
+            _ => kms.release(&by_id).await,
         };
-        let end = kms.release(&reference).await;
         ends.push((grant, end));
     }
     let failed = ends.iter().any(|(_, end)| end.is_err());
