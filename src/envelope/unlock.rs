@@ -156,11 +156,10 @@ fn forged(document: &Document) -> EnvelopeError {
 /// A KMS that does not take the wrapped key for this context says no more; the document knows what that means.
 fn explained(document: &Document, error: KmsError) -> EnvelopeError {
     match error.class {
-        ErrorClass::Corrupt => EnvelopeError::Unbound { volume: document.volume.clone(), error },
         // One that was never written was made just now, and by this process.
-        ErrorClass::Denied if document.revision() > 0 => {
-            EnvelopeError::NotGranted { volume: document.volume.clone(), error }
-        }
+        _ if document.revision() == 0 => error.into(),
+        ErrorClass::Corrupt => EnvelopeError::Unbound { volume: document.volume.clone(), error },
+        ErrorClass::Denied => EnvelopeError::NotGranted { volume: document.volume.clone(), error },
         _ => error.into(),
     }
 }
