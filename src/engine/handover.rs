@@ -285,6 +285,29 @@ fn read(descriptor: OwnedFd) -> Result<State, HandoverError> {
     serde_json::from_slice(text.as_slice()).map_err(unreadable)
 }
 
+/// Listeners, and those clients that were handed over.
+fn resume_sockets(
+    take: &mut impl FnMut(&str) -> Result<OwnedFd, HandoverError>,
+    listening: Vec<ListenerDescription>,
+    clients: Vec<ConnectionDescription>,
+) -> Result<(Vec<Listener>, Vec<HandedConnection>), HandoverError> {
+    let mut listeners = Vec::new();
+    for (number, description) in listening.into_iter().enumerate() {
+        let descriptor = take(&format!("{LISTENER}{number}"))?;
+        listeners.push(Listener::from_parts(descriptor, description)?);
+    }
+    let mut connections = Vec::new();
+    for (number, told) in clients.into_iter().enumerate() {
+        // A service manager keeps no more than it was told to. The client connects again.
+        let Ok(descriptor) = take(&format!("{CLIENT}{number}")) else {
+            tracing::warn!(number, "a client's connection was not handed over, and is cut");
+            continue;
+        };
+        connections.push(HandedConnection::from_parts(descriptor, told)?);
+    }
+    Ok((listeners, connections))
+}
+
 /// Goes on where the predecessor stopped.
 ///
 /// # Errors
@@ -301,20 +324,7 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
         Some(path) => Some(EnvelopeFile::adopt(path, take(ENVELOPE)?.into())),
         None => None,
     };
-    let mut listeners = Vec::new();
-    for (number, description) in state.listeners.into_iter().enumerate() {
-        let descriptor = take(&format!("{LISTENER}{number}"))?;
-        listeners.push(Listener::from_parts(descriptor, description).map_err(HandoverError::from)?);
-    }
-    let mut connections = Vec::new();
-    for (number, told) in state.clients.into_iter().enumerate() {
-        // A service manager keeps no more than it was told to. The client connects again.
-        let Ok(descriptor) = take(&format!("{CLIENT}{number}")) else {
-            tracing::warn!(number, "a client's connection was not handed over, and is cut");
-            continue;
-        };
-        connections.push(HandedConnection::from_parts(descriptor, told).map_err(HandoverError::from)?);
-    }
+    let (listeners, connections) = resume_sockets(&mut take, state.listeners, state.clients)?;
     let id = state.document.volume.clone();
     let layout = state.document.layout();
     let store = FileStore::new(leftover.file().try_clone().map_err(failed("share the backing"))?);

@@ -20,7 +20,16 @@ fn gc(lab: &Lab) -> Vec<(String, String)> {
     assert_succeeds(&output);
     let lines = text(&output.stdout);
     let values = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    values.map(|v| (v["volume"].as_str().unwrap().into(), v["grant"].as_str().unwrap().into())).collect()
+    values.map(|v| (v["volume"].as_str().unwrap().into(), grant_of(&v))).collect()
+}
+
+/// How the one grant of a volume ended.
+fn grant_of(cleared: &Value) -> String {
+    let deeds = cleared["deeds"].as_array().unwrap();
+    let mut grants = deeds.iter().filter(|deed| deed["deed"] == "grant");
+    let ended = grants.next().map_or("none", |deed| deed["ended"].as_str().unwrap());
+    assert!(grants.next().is_none(), "{cleared}");
+    ended.into()
 }
 
 fn name(volume: &Volume) -> String {

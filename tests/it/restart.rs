@@ -633,3 +633,88 @@ fn what_cannot_be_inherited_is_refused() {
     }
     assert_eq!(lab.journals(), Vec::<PathBuf>::new());
 }
+
+/// qemu-io's commands on a volume, which all succeed.
+fn qemu_io(uri: &str, commands: &[&str]) {
+    let mut io = tool("qemu-io");
+    io.args(["-f", "raw", uri]);
+    for command in commands {
+        io.args(["-c", command]);
+    }
+    assert_succeeds(&finish(io));
+}
+
+/// Restart, rewrap, restart; then the envelope opens the volume under its new key, and that goes over, too.
+fn an_envelope_goes_along(lab: &Lab, first: &[&str], again: &[&str]) {
+    let control = lab.path("control");
+    let listen = format!("--control=unix:{}", control.display());
+    let mut volume = Volume::start(lab, &[first, &["--restartable", &listen]].concat());
+    qemu_io(&volume.uri, &["write -P 0x33 0 5M"]);
+    reexecute(&mut volume);
+    assert_succeeds(&finish(lab.sealblk(["kms", "create", "--alias", "alias/next"])));
+    let (status, answer) = ask(&control, "POST", "/v1/volume/rewrap", "{\"to_key\":\"alias/next\"}");
+    assert_eq!(status, 200, "{answer}");
+    assert_ne!(&answer["kms_key"], &volume.serving["kms_key"]);
+    // By the control socket this time.
+    let (status, restarting) = ask(&control, "POST", "/v1/volume/restart", "{}");
+    assert_eq!((status, &restarting["restarting"]), (200, &true.into()), "{restarting}");
+    await_successor(&mut volume);
+    qemu_io(&volume.uri, &["read -P 0x33 0 5M", "write -P 0x44 5M 1M"]);
+    let (_, told) = ask(&control, "GET", "/v1/volume", "");
+    assert_eq!(told["kms_key"], answer["kms_key"]);
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_eq!((&record["kms_key"], &record["keys_wiped"]), (&answer["kms_key"], &true.into()), "{record}");
+    let mut volume = Volume::start(lab, &[again, &["--restartable"]].concat());
+    assert_eq!(volume.serving["kms_key"], answer["kms_key"]);
+    reexecute(&mut volume);
+    if again.contains(&"--backing=data") {
+        qemu_io(&volume.uri, &["read -P 0x33 0 5M", "read -P 0x44 5M 1M"]);
+    }
+    assert!(volume.stop().0.success());
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_durable_volume_goes_over_is_rewrapped_and_opens_again() {
+    let lab = Lab::new();
+    an_envelope_goes_along(
+        &lab,
+        &["--size=64M", "--durable=volume.envelope", "--backing=data"],
+        &["--envelope=volume.envelope", "--backing=data"],
+    );
+}
+
+#[test]
+fn a_provisioned_volume_goes_over_and_is_rewrapped() {
+    let lab = Lab::new();
+    assert_succeeds(&finish(lab.sealblk(["provision", "--size", "64M", "--output", "volume.envelope"])));
+    let opened = ["--envelope=volume.envelope", "--backing=memory"];
+    an_envelope_goes_along(&lab, &opened, &opened);
+}
+
+/// With the drop-in for restarts and without.
+#[test]
+fn the_units_are_what_systemd_understands() {
+    let lab = Lab::new();
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    for unit in ["sealblk-run@.service", "sealblk-open@.service"] {
+        let content = std::fs::read_to_string(units.join(unit)).unwrap();
+        let content = content.replace("/usr/local/bin/sealblk", env!("CARGO_BIN_EXE_sealblk"));
+        std::fs::write(lab.path(unit), content).unwrap();
+    }
+    let verify = || {
+        let mut verify = tool("systemd-analyze");
+        verify.env("SYSTEMD_UNIT_PATH", format!("{}:", lab.path("").display())).arg("verify");
+        verify.args([lab.path("sealblk-run@x.service"), lab.path("sealblk-open@x.service")]);
+        let output = finish(verify);
+        assert_succeeds(&output);
+        assert_eq!(text(&output.stderr), "");
+    };
+    verify();
+    for unit in ["sealblk-run@.service.d", "sealblk-open@.service.d"] {
+        std::fs::create_dir(lab.path(unit)).unwrap();
+        std::fs::copy(units.join("restartable.conf"), lab.path(unit).join("restartable.conf")).unwrap();
+    }
+    verify();
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
@@ -172,7 +172,7 @@ fn no_log_at_any_level_holds_a_secret() {
 
 /// With the embedded KMS nobody outside sees the key: it is learnt from the cipher's contexts themselves. The
 /// process lives on because its record goes to a pipe that is full.
-fn through_the_embedded_kms(cipher: &str) {
+fn through_the_embedded_kms(cipher: &str, restartable: bool) {
     let lab = Lab::new();
     let pipe = lab.path("record");
     assert_succeeds(&finish({
@@ -185,9 +185,18 @@ fn through_the_embedded_kms(cipher: &str) {
     let canary = canary();
     let mut command = lab.sealblk(["run", "--json", "--size", "64M", "--cipher", cipher, "--record"]);
     command.arg(&pipe);
+    if restartable {
+        command.arg("--restartable");
+    }
     plant(&mut command, &canary);
     let mut volume = Volume::spawn(command);
     exercise(&volume.uri);
+    if restartable {
+        // SIGUSR2; the successor says that it serves.
+        volume.signal(12);
+        volume.stdout.read_line(&mut String::new()).unwrap();
+        exercise(&volume.uri);
+    }
     let pid = volume.child.id();
     let found = find_xts_keys(pid);
     let [key] = &found.iter().collect::<Vec<_>>()[..] else {
@@ -212,12 +221,18 @@ fn through_the_embedded_kms(cipher: &str) {
 
 #[test]
 fn through_the_embedded_kms_with_aws_lc() {
-    through_the_embedded_kms("aws-lc");
+    through_the_embedded_kms("aws-lc", false);
+}
+
+/// The key is kept for successors, where nobody reads it; what a predecessor had in its memory went with that.
+#[test]
+fn through_the_embedded_kms_and_a_restart() {
+    through_the_embedded_kms("aws-lc", true);
 }
 
 #[test]
 fn through_the_embedded_kms_with_the_portable_cipher() {
-    through_the_embedded_kms("portable");
+    through_the_embedded_kms("portable", false);
 }
 
 /// No core dump, no tracing by the same user, and locked memory: as the kernel tells it.

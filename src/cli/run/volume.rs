@@ -101,9 +101,7 @@ impl Volume<'_> {
                 Outcome::End(ended) => return self.end(running, ended, record).await,
                 Outcome::HandOver(successor, socket) => (successor, socket),
             };
-            if successor == Successor::Myself
-                && let Err(why) = successor::check().await
-            {
+            if let Err(why) = successor::check().await {
                 tracing::error!(why, "the program cannot be executed again; this process goes on");
                 control = socket;
                 continue;
