@@ -60,10 +60,10 @@ pub struct RewrapRequest {
     /// The service that has it; without it, the volume's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<Provider>,
-    /// Who may unwrap; without it, as the volume's start chooses.
+    /// Who may unwrap; without it, whom the volume's grant names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grantee: Option<Principal>,
-    /// Who may end the grant; without it, as the volume's start chooses.
+    /// Who may end the grant; without it, whom the volume's grant names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retiring: Option<Principal>,
 }

@@ -32,7 +32,7 @@ pub use seal::SealKey;
 pub use unlock::{Unlocked, Unwrapper, unlock};
 
 use crate::geometry::{SectorSize, VolumeSize};
-use crate::kms::{ContextError, EncryptionContext, KmsError, ProviderKind};
+use crate::kms::{ContextError, EncryptionContext, KmsError, Principal, ProviderKind};
 use crate::secret::SecretError;
 
 /// The cipher of every volume, by dm-crypt's name.
@@ -104,6 +104,28 @@ pub enum EnvelopeError {
         volume: VolumeId,
         /// The KMS key.
         key: String,
+    },
+    /// The KMS does not let the caller unwrap what the envelope says.
+    #[error(
+        "the envelope of {volume} does not open: its grant has ended, or its volume, cipher, sector_size, size, context or key is not what was granted: {error}"
+    )]
+    NotGranted {
+        /// The volume.
+        volume: VolumeId,
+        /// What came back.
+        error: KmsError,
+    },
+    /// A rewrap would let somebody else open the volume.
+    #[error(
+        "the envelope of {volume} says that {says} opens it, and this would let {chosen}: name who may with --grantee"
+    )]
+    Grantee {
+        /// The volume.
+        volume: VolumeId,
+        /// Who the envelope says it is.
+        says: Principal,
+        /// Who it would be.
+        chosen: Principal,
     },
     /// A KMS call.
     #[error(transparent)]

@@ -23,10 +23,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use context::{ContextError, EncryptionContext};
-pub use error::{ErrorClass, KmsError};
+pub use error::{Attempts, ErrorClass, KmsError};
 pub use types::{
     Caps, Check, CheckOutcome, GrantRef, GrantToken, KeyArn, KeyCondition, KeyHealth, KeyRef, KeyState,
-    Lease, LeaseSpec, Parties, Preflight, Principal, Released, WrappedKey,
+    Lease, LeaseSpec, Parties, Permit, Preflight, Principal, Released, WrappedKey,
 };
 #[cfg(test)]
 pub(crate) use witness::Nobody;
@@ -82,8 +82,17 @@ pub trait KeyService: Send + Sync {
         &self,
         wrapped: &WrappedKey,
         context: &EncryptionContext,
-        token: Option<&GrantToken>,
+        permit: Permit<'_>,
     ) -> Result<DataKey, KmsError>;
+
+    /// Wraps a data key that came from another service (Encrypt). As with [`KeyService::unwrap`], the plaintext
+    /// passes through memory of this process that is not locked.
+    async fn wrap(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        data_key: &DataKey,
+    ) -> Result<WrappedKey, KmsError>;
 
     /// Wraps the same data key under `to`, inside the service (ReEncrypt). With the same key: under its newest
     /// material.

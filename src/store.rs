@@ -4,11 +4,13 @@
 //! unnamed file in memory (`memfd_create(2)`).
 
 mod backing;
+mod error;
 mod file;
 
 use std::io;
 
-pub use backing::{Backing, Disposal, Leftover, LeftoverDescription, StoreError};
+pub use backing::{Backing, Disposal, Leftover, LeftoverDescription};
+pub use error::StoreError;
 pub use file::FileStore;
 
 use crate::geometry::ByteRange;

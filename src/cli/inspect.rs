@@ -106,9 +106,9 @@ fn show_envelope(path: &Path, json: bool) -> Result<(), Failure> {
     let document = file::read(path)?;
     let facts = facts(&document);
     if json {
-        output::line(facts)
+        output::line(facts);
     } else {
-        show(&facts, 0)
+        show(&facts, 0);
     }
     Ok(())
 }

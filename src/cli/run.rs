@@ -24,6 +24,7 @@ use crate::audit::AuditLog;
 use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
 use crate::descriptors;
 use crate::engine::{Envelope, NewKey, Source, Specification};
+use crate::envelope::Life;
 use crate::envelope::watch::DEFAULT_INTERVAL;
 use crate::kms::isolate;
 use crate::nbd::server::Address;
@@ -189,6 +190,13 @@ impl RunArgs {
             return Err(Failure::Usage(format!(
                 "--size {size} is not the envelope's size, {has} bytes; leave it out"
             )));
+        }
+        if self.seal == Switch::Off && document.life == Life::Durable && !document.is_sealed() {
+            return Err(Failure::Usage(
+                "--seal off is not for the first opening of a durable volume: unsealed, its data would be taken for \
+                 somebody else's the next time"
+                    .into(),
+            ));
         }
         Ok(Source::Envelope(Box::new(Envelope { file, document, token, seal: self.seal == Switch::On })))
     }

@@ -10,13 +10,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
 
 use super::journal::{Entry, Note};
-use super::running::{Keep, Running};
+use super::running::{Keep, Ready, Running};
 use super::start::PrivateDirectory;
 use super::{EngineError, Step};
 use crate::audit::AuditLog;
@@ -24,8 +22,7 @@ use crate::descriptors::Named;
 use crate::envelope::{Document, EnvelopeFile, Held, SealKey, Unwrapper};
 use crate::kms::{GrantToken, Provider};
 use crate::nbd::server::{
-    ConnectionDescription, Export, Handed, HandedConnection, Limits, Listener, ListenerDescription, Resumed,
-    Signal, serve,
+    ConnectionDescription, Handed, HandedConnection, Listener, ListenerDescription, Resumed, Signal,
 };
 use crate::secret::{DataKey, LockedBytes};
 use crate::store::{FileStore, Leftover, LeftoverDescription};
@@ -204,6 +201,7 @@ impl Running {
     /// A [`HandoverError`]; the volume ends then as if its process had died.
     pub async fn hand_over(mut self) -> Result<Handover, HandoverError> {
         self.happened("handing-over");
+        self.record("VolumeHandedOver", serde_json::json!({}));
         // The server is gone only if its task panicked, and then there is nothing to stop.
         let _ = self.stop.send(Signal::HandOver);
         let served = (&mut self.server).await.map_err(io::Error::other).map_err(failed("stop serving"))?;
@@ -331,38 +329,21 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
     let layout = state.document.layout();
     let store = FileStore::new(leftover.file().try_clone().map_err(failed("share the backing"))?);
     let cipher = state.implementation.cipher(&key, layout.sector);
-    let volume =
-        EncryptedVolume::new(Box::new(store), cipher, layout.size, state.options).with_past(state.past);
-    let volume = Arc::new(volume);
-    let export = Export {
-        name: state.export.clone(),
-        description: format!("sealblk {id}, {layout}"),
-        device: volume.clone(),
-    };
     let held = Held {
         document: state.document,
         file,
         seal: Some(SealKey::derive(&key)?),
         token: state.token.map(GrantToken::new),
     };
-    let uris = listeners.iter().map(|listener| listener.uri(&state.export)).collect();
-    let socket = listeners.iter().find_map(Listener::path).map(Into::into);
-    let sockets = sockets(&listeners)?;
-    let (stop, stopped) = watch::channel(Signal::Run);
-    let limits = Limits { restartable: true, ..Limits::default() };
-    let resumed = Resumed { connections, served: state.served };
-    let server = tokio::spawn(serve(listeners, export, limits, resumed, stopped));
-    let mut running = Running {
+    let ready = Ready {
+        audit: audit.clone(),
         by: Unwrapper { helper, provider: state.provider, witness: audit.for_volume(id.as_str()) },
-        id,
-        uris,
-        socket,
-        sockets,
         health: None,
         owns_grants: state.owns_grants,
-        keep: Arc::new(Mutex::new(Keep { held, journal })),
-        layout,
-        volume,
+        held,
+        journal,
+        volume: EncryptedVolume::new(Box::new(store), cipher, layout.size, state.options)
+            .with_past(state.past),
         options: state.options,
         implementation: state.implementation,
         export: state.export,
@@ -370,10 +351,10 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
         backing: state.backing,
         leftover,
         private: state.private.map(PrivateDirectory::adopt),
-        stop,
-        server,
         steps: state.steps,
     };
+    let mut running = ready.serve(listeners, Resumed { connections, served: state.served })?;
     running.happened("resumed");
+    running.record("VolumeResumed", serde_json::json!({ "uris": running.uris }));
     Ok(running)
 }

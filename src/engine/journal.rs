@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::start::private_socket;
 use crate::envelope::{EnvelopeError, Expected, Ledger, VolumeId};
 use crate::files;
 use crate::kms::{GrantRef, KeyArn, Provider};
-use crate::nbd::server::Listener;
+use crate::nbd::server::Address;
 use crate::store::Leftover;
 
 /// What is to be cleared away.
@@ -77,20 +78,23 @@ impl Note {
         }
     }
 
-    /// Adds the sockets that will have been abandoned.
-    pub(super) fn with_sockets(mut self, listeners: &[Listener], private: Option<&Path>) -> Self {
-        self.sockets = listeners.iter().filter_map(Listener::path).map(absolute).collect();
+    /// Adds the sockets that will have been abandoned, and the directory of the private one.
+    pub(super) fn with_sockets(mut self, addresses: &[Address], private: Option<&Path>) -> Self {
+        let asked = addresses.iter().filter_map(|address| match address {
+            Address::Unix(path) => Some(absolute(path)),
+            Address::Tcp(_) => None,
+        });
+        self.sockets = asked.chain(private.map(private_socket)).collect();
         self.directory = private.map(Into::into);
         self
     }
 
-    /// Adds the backing, if it is a file that was made.
-    pub(super) fn with_backing(mut self, leftover: &Leftover) -> Self {
+    /// Names the backing, if it is a file that was made and has its name, or will have it.
+    pub(super) fn set_backing(&mut self, leftover: &Leftover) {
         self.backing = leftover.made_file().and_then(|path| {
-            let metadata = fs::metadata(path).ok()?;
+            let metadata = leftover.file().metadata().ok()?;
             Some(MadeFile { path: absolute(path), device: metadata.dev(), inode: metadata.ino() })
         });
-        self
     }
 }
 
@@ -156,6 +160,18 @@ impl Entry {
         Ok(())
     }
 
+    /// A durable volume's envelope is sealed: grant and backing are no leftovers from now on, also if the envelope
+    /// has another name by the time somebody looks for it.
+    pub(super) fn settle(&mut self) -> Result<(), EnvelopeError> {
+        self.change(|note| {
+            note.grants.clear();
+            note.backing = None;
+            if let Some(envelope) = &mut note.envelope {
+                envelope.undo_unless_sealed = false;
+            }
+        })
+    }
+
     /// Nothing is left to be cleared away.
     pub(super) fn remove(&self) {
         if let Err(error) = files::remove(&self.path) {
@@ -189,6 +205,10 @@ impl Ledger for Entry {
         let grant =
             GrantNote { provider: provider.clone(), key: key.clone(), name: None, id: Some(id.into()) };
         self.change(|note| note.grants.push(grant))
+    }
+
+    fn ended(&mut self, id: &str) -> Result<(), EnvelopeError> {
+        self.change(|note| note.grants.retain(|grant| grant.id.as_deref() != Some(id)))
     }
 }
 

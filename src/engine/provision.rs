@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value, json};
+
 use super::EngineError;
 use super::journal::{Entry, EnvelopeNote, Note};
 use super::start::clear_away;
@@ -84,6 +86,12 @@ pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
     match made.await {
         Ok(grant_id) => {
             journal.remove();
+            let details = [
+                ("keyId", json!(prepared.key)),
+                ("grantId", json!(grant_id)),
+                ("envelope", json!(order.envelope)),
+            ];
+            order.audit.volume("VolumeProvisioned", volume.as_str(), map(details));
             Ok(Provisioned { volume, key: prepared.key, grant_id, grantee: prepared.lease.grantee })
         }
         Err(error) => {
@@ -91,6 +99,10 @@ pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
             Err(error)
         }
     }
+}
+
+fn map<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The token first: an envelope that is there is whole.
@@ -127,6 +139,12 @@ pub async fn rewrap(
             if rewrapped.left.is_empty() {
                 journal.remove();
             }
+            let details = [
+                ("keyId", json!(rewrapped.key)),
+                ("grantId", json!(rewrapped.grant_id)),
+                ("envelope", json!(path)),
+            ];
+            audit.volume("VolumeRewrapped", held.document.volume.as_str(), map(details));
             Ok(rewrapped)
         }
         Err(error) => {
@@ -153,14 +171,24 @@ pub async fn retire(
     let all = held.document.grants().chain(superseded).filter(|grant| grant.provider == provider.kind());
     let mut ends = Vec::new();
     for (number, grant) in all.collect::<Vec<_>>().into_iter().enumerate() {
-        let reference = match &held.token {
-            Some(token) if number == 0 => GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token },
-            _ => GrantRef::Id { key: &grant.key, grant_id: &grant.grant },
+        let by_id = GrantRef::Id { key: &grant.key, grant_id: &grant.grant };
+        let end = match &held.token {
+            // The token is the quick way, but after a rewrap that did not come to its end it may be another grant's.
+            Some(token) if number == 0 => {
+                let by_token = GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token };
+                match (kms.release(&by_token).await, kms.release(&by_id).await) {
+                    (Ok(ended), Ok(Released::AlreadyGone)) => Ok(ended),
+                    (_, end) => end,
+                }
+            }
+            _ => kms.release(&by_id).await,
         };
-        let end = kms.release(&reference).await;
         ends.push((grant, end));
     }
     let failed = ends.iter().any(|(_, end)| end.is_err());
+    let details =
+        [("erased", json!(erase && !failed)), ("grants", json!(ends.len())), ("failed", json!(failed))];
+    audit.volume("VolumeRetired", held.document.volume.as_str(), map(details));
     let Some(file) = held.file.take() else { return Ok(ends) };
     if erase && !failed {
         file.remove()?;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -50,6 +51,21 @@ impl Record {
     pub fn is_complete(&self) -> bool {
         let ended = matches!((&self.grant.ended, &self.backing.ended), (Ended::Ended(_), Ended::Ended(_)));
         ended && self.keys_wiped
+    }
+}
+
+impl Record {
+    /// For the audit log, in its spelling.
+    pub(super) fn summary(&self) -> Map<String, Value> {
+        let fields = [
+            ("keyId", json!(self.kms_key)),
+            ("reason", json!(self.reason)),
+            ("keysWiped", json!(self.keys_wiped)),
+            ("bytesWritten", json!(self.bytes_written)),
+            ("grant", json!(self.grant)),
+            ("backing", json!(self.backing)),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 

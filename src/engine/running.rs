@@ -5,17 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 use super::handover::KeptSocket;
 use super::journal::Entry;
 use super::start::PrivateDirectory;
-use super::{EngineError, Step};
+use super::{EngineError, HandoverError, Step, handover};
+use crate::audit::AuditLog;
 use crate::block::BlockDevice;
+use crate::envelope::watch::KeyStatus;
 use crate::envelope::{self, Held, Layout, Life, Rewrapped, Target, Unwrapper, VolumeId};
 use crate::kms::{EncryptionContext, KeyArn, KeyHealth, KeyService, KmsError, Provider};
-use crate::nbd::server::{Served, Signal};
+use crate::nbd::server::{Export, Limits, Listener, Resumed, Served, Signal, serve};
 use crate::secret::DataKey;
 use crate::store::Leftover;
 use crate::volume::{EncryptedVolume, Options};
@@ -31,6 +34,7 @@ pub struct Running {
     pub socket: Option<PathBuf>,
     /// What the KMS told about the key at the start, where it was asked.
     pub health: Option<KeyHealth>,
+    pub(super) audit: AuditLog,
     pub(super) by: Unwrapper,
     /// The grants were made for this run and end with it; else they are the envelope's.
     pub(super) owns_grants: bool,
@@ -99,6 +103,73 @@ pub struct Status {
     pub steps: Vec<Step>,
 }
 
+/// Everything that a volume is served with.
+pub(super) struct Ready {
+    pub(super) audit: AuditLog,
+    pub(super) by: Unwrapper,
+    pub(super) health: Option<KeyHealth>,
+    pub(super) owns_grants: bool,
+    pub(super) held: Held,
+    pub(super) journal: Entry,
+    pub(super) volume: EncryptedVolume,
+    pub(super) options: Options,
+    pub(super) implementation: Implementation,
+    pub(super) export: String,
+    pub(super) key_kept: Option<DataKey>,
+    pub(super) backing: String,
+    pub(super) leftover: Leftover,
+    pub(super) private: Option<PrivateDirectory>,
+    pub(super) steps: Vec<Step>,
+}
+
+impl Ready {
+    /// Serves it on `listeners`, and to a predecessor's clients.
+    ///
+    /// # Errors
+    /// The operating system's, if a restartable volume's listeners cannot be copied.
+    pub(super) fn serve(self, listeners: Vec<Listener>, resumed: Resumed) -> Result<Running, HandoverError> {
+        let Self { audit, by, health, owns_grants, held, journal, options, implementation, export, .. } =
+            self;
+        let restartable = self.key_kept.is_some();
+        let (id, layout) = (held.document.volume.clone(), held.document.layout());
+        let volume = Arc::new(self.volume);
+        let served = Export {
+            name: export.clone(),
+            description: format!("sealblk {id}, {layout}"),
+            device: volume.clone(),
+        };
+        let uris = listeners.iter().map(|listener| listener.uri(&export)).collect();
+        let socket = listeners.iter().find_map(Listener::path).map(Into::into);
+        let sockets = if restartable { handover::sockets(&listeners)? } else { Vec::new() };
+        let (stop, stopped) = watch::channel(Signal::Run);
+        let limits = Limits { restartable, ..Limits::default() };
+        let server = tokio::spawn(serve(listeners, served, limits, resumed, stopped));
+        Ok(Running {
+            audit,
+            id,
+            uris,
+            socket,
+            health,
+            by,
+            owns_grants,
+            keep: Arc::new(Mutex::new(Keep { held, journal })),
+            layout,
+            volume,
+            options,
+            implementation,
+            export,
+            key_kept: self.key_kept,
+            sockets,
+            backing: self.backing,
+            leftover: self.leftover,
+            private: self.private,
+            stop,
+            server,
+            steps: self.steps,
+        })
+    }
+}
+
 impl Running {
     /// The KMS key that wraps the data key now.
     pub async fn key(&self) -> KeyArn {
@@ -107,6 +178,9 @@ impl Running {
 
     /// Moves the data key to another KMS key, or to the newest material of its own. No I/O waits for it; a second
     /// rewrap waits for the first.
+    ///
+    /// # Errors
+    /// [`EngineError::Envelope`]; the volume opens as before.
     pub fn rewrap(
         &self,
         target: Target,
@@ -120,9 +194,21 @@ impl Running {
     }
 
     /// After a rewrap: the provider that unwraps from now on.
-    pub fn moved_to(&mut self, provider: Provider) {
+    pub fn moved_to(&mut self, provider: Provider, rewrapped: &Rewrapped) {
         self.by.provider = provider;
         self.happened("rewrapped");
+        self.record("VolumeRewrapped", json!({ "keyId": rewrapped.key, "grantId": rewrapped.grant_id }));
+    }
+
+    /// Writes an event of the volume into the audit log.
+    pub(super) fn record(&self, event: &str, details: Value) {
+        let Value::Object(details) = details else { return };
+        self.audit.volume(event, self.id.as_str(), details);
+    }
+
+    /// Notes what has become of the KMS key.
+    pub fn key_changed(&self, status: &KeyStatus) {
+        self.record("KeyStateChanged", json!({ "keyId": status.key, "state": status.known }));
     }
 
     /// The KMS under the provisioner's identity.
@@ -162,6 +248,7 @@ impl Running {
     pub fn freeze(&mut self, frozen: bool) {
         self.volume.freeze(frozen);
         self.happened(if frozen { "frozen" } else { "thawed" });
+        self.record(if frozen { "VolumeFrozen" } else { "VolumeThawed" }, json!({}));
     }
 
     /// What is to be said about it, as it is now; the key as it is after a rewrap that is under way.

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use serde_json::json;
 
-use super::handover;
 use super::journal::{Entry, EnvelopeNote, Note};
-use super::running::{Keep, Running};
+use super::running::{Ready, Running};
 use super::sweep::{abandon, sweep};
 use super::{EngineError, Envelope, HandoverError, Source, Specification, Step};
 use crate::audit::AuditLog;
@@ -21,7 +20,7 @@ use crate::envelope::{
 };
 use crate::geometry::VolumeSize;
 use crate::kms::{GrantToken, KeyService, Role};
-use crate::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
+use crate::nbd::server::{Address, Listener, Resumed};
 use crate::secret::{DataKey, LockedBytes};
 use crate::store::{Backing, FileStore, Leftover};
 use crate::volume::EncryptedVolume;
@@ -29,86 +28,140 @@ use crate::volume::EncryptedVolume;
 /// For what dead volumes left: a KMS that cannot be reached must not hold a start up.
 const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Starts a volume and serves it.
+/// Starts a volume and serves it. `also` is called once the journal is written, for what the caller makes beside it:
+/// the control socket, which the journal names.
 ///
 /// # Errors
-/// An [`EngineError`]; what was made until then is undone, and what could not be undone stays in the journal for
-/// the next start or `sealblk gc`.
-pub async fn start(source: Source, specification: Specification) -> Result<Running, EngineError> {
-    if specification.restartable && LockedBytes::zeroed(1)?.descriptor().is_none() {
-        return Err(HandoverError::NoSecretMemory.into());
+/// An [`EngineError`], or that of `also`; what was made until then is undone, and what could not be undone stays in
+/// the journal for the next start or `sealblk gc`.
+pub async fn start<T, E: From<EngineError>>(
+    source: Source,
+    specification: Specification,
+    also: impl FnOnce() -> Result<T, E>,
+) -> Result<(Running, T), E> {
+    if specification.restartable && LockedBytes::zeroed(1).map_err(EngineError::from)?.descriptor().is_none()
+    {
+        return Err(EngineError::from(HandoverError::NoSecretMemory).into());
     }
-    let mut steps = vec![Step::now("started")];
+    let steps = vec![Step::now("started")];
     clear_away(&specification.state, &specification.audit).await;
-    let mut listeners = listen(&specification).await?;
-    steps.push(Step::now("listening"));
-    let owns_grants = matches!(&source, Source::New(new) if new.envelope.is_none());
-    let mut plan = Plan::of(source, &specification).await?;
-    steps.push(Step::now("key-checked"));
-    let (store, leftover) = open_backing(&specification.backing, &plan).await?;
-    steps.push(Step::now("backing-opened"));
-    // Nobody else has its name, so it need not be made early; and from here on the journal knows it at once.
-    let private = if listeners.is_empty() { Some(listen_privately(&mut listeners).await?) } else { None };
-    let note = Note::new(&plan.document.volume)
-        .with_sockets(&listeners, private.as_ref().map(PrivateDirectory::path))
-        .with_backing(&leftover);
-    let note = Note { envelope: plan.note(), control: specification.control.clone(), ..note };
-    let mut journal = Entry::create(&specification.state, note)?;
-    let by = Unwrapper {
-        helper: specification.helper.clone(),
-        provider: specification.provider.clone(),
-        witness: specification.audit.for_volume(plan.document.volume.as_str()),
+    let id = source.volume();
+    let private = specification.listen.is_empty().then(PrivateDirectory::named);
+    let note = Note::new(&id).with_sockets(&specification.listen, private.as_deref());
+    let note = Note { control: specification.control.clone(), ..note };
+    // Before anything is made, so that nothing is forgotten whenever this process dies.
+    let journal = Entry::create(&specification.state, note).map_err(EngineError::from)?;
+    let mut making = Start { specification, journal, steps };
+    let error = match also() {
+        Ok(also) => match making.make(source, id, private).await {
+            Ok(made) => return Ok((making.serve(made).await?, also)),
+            Err(error) => error.into(),
+        },
+        Err(error) => error,
     };
-    let unlocked = match plan.unlock(&by, &mut journal, &mut steps).await {
-        Ok(unlocked) => unlocked,
-        Err(error) => {
-            drop((listeners, private, store, leftover));
-            abandon(journal, &specification.audit).await;
-            return Err(error);
+    abandon(making.journal, &making.specification.audit).await;
+    Err(error)
+}
+
+/// A start that is under way.
+struct Start {
+    specification: Specification,
+    journal: Entry,
+    steps: Vec<Step>,
+}
+
+/// All that a volume consists of.
+struct Made {
+    plan: Plan,
+    listeners: Vec<Listener>,
+    private: Option<PrivateDirectory>,
+    store: FileStore,
+    leftover: Leftover,
+    by: Unwrapper,
+    unlocked: Unlocked,
+}
+
+impl Start {
+    /// Makes everything, in the order in which it can fail. What is dropped after an error, and what the journal
+    /// knows, undoes it.
+    async fn make(
+        &mut self,
+        source: Source,
+        id: VolumeId,
+        private: Option<PathBuf>,
+    ) -> Result<Made, EngineError> {
+        let Self { specification, journal, steps } = self;
+        let mut listeners = listen(specification).await?;
+        let private = match private {
+            Some(path) => Some(listen_privately(path, &mut listeners).await?),
+            None => None,
+        };
+        steps.push(Step::now("listening"));
+        let mut plan = Plan::of(source, id, specification).await?;
+        steps.push(Step::now("key-checked"));
+        let by = Unwrapper {
+            helper: specification.helper.clone(),
+            provider: specification.provider.clone(),
+            witness: specification.audit.for_volume(plan.document.volume.as_str()),
+        };
+        plan.require_lasting(&specification.backing)?;
+        plan.open(&by).await?;
+        let (store, mut leftover) = open_backing(&specification.backing, &plan).await?;
+        journal.change(|note| {
+            note.envelope = plan.note();
+            note.set_backing(&leftover);
+        })?;
+        leftover.give_name()?;
+        steps.push(Step::now("backing-opened"));
+        let unlocked = plan.unlock(&by, journal, steps).await?;
+        Ok(Made { plan, listeners, private, store, leftover, by, unlocked })
+    }
+
+    /// Serves it.
+    async fn serve(self, made: Made) -> Result<Running, EngineError> {
+        let Self { specification, journal, mut steps } = self;
+        let Made { plan, listeners, private, store, leftover, by, unlocked } = made;
+        let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
+        let owns_grants = plan.making.as_ref().is_some_and(|making| making.envelope.is_none());
+        let held = plan.into_held(unlocked.seal);
+        let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
+        let layout = held.document.layout();
+        let volume = open_volume(&specification, layout, store, &unlocked.key);
+        steps.push(Step::now("unlocked"));
+        let ready = Ready {
+            audit: specification.audit,
+            by,
+            health,
+            owns_grants,
+            held,
+            journal,
+            volume,
+            options: specification.options,
+            implementation: specification.implementation,
+            export: specification.export,
+            key_kept: specification.restartable.then_some(unlocked.key),
+            backing: specification.backing.describe(),
+            leftover,
+            private,
+            steps,
+        };
+        let mut running = ready.serve(listeners, Resumed::default())?;
+        running.happened("serving");
+        let key = running.key().await;
+        let details = json!({ "keyId": key, "size": layout.size.bytes(), "uris": running.uris });
+        running.record("VolumeStarted", details);
+        Ok(running)
+    }
+}
+
+impl Source {
+    /// The volume's id, which a new one gets here.
+    fn volume(&self) -> VolumeId {
+        match self {
+            Self::New(_) => VolumeId::random(),
+            Self::Envelope(envelope) => envelope.document.volume.clone(),
         }
-    };
-    let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
-    let held = plan.into_held(unlocked.seal);
-    let leftover = if held.document.life == Life::Durable { leftover.preserved() } else { leftover };
-    let layout = held.document.layout();
-    let volume = Arc::new(open_volume(&specification, layout, store, &unlocked.key));
-    let key_kept = specification.restartable.then_some(unlocked.key);
-    steps.push(Step::now("unlocked"));
-    let id = held.document.volume.clone();
-    let export = Export {
-        name: specification.export.clone(),
-        description: format!("sealblk {id}, {layout}"),
-        device: volume.clone(),
-    };
-    let uris = listeners.iter().map(|listener| listener.uri(&specification.export)).collect();
-    let socket = listeners.iter().find_map(Listener::path).map(Path::to_path_buf);
-    let sockets = if specification.restartable { handover::sockets(&listeners)? } else { Vec::new() };
-    let limits = Limits { restartable: specification.restartable, ..Limits::default() };
-    let (stop, stopped) = watch::channel(Signal::Run);
-    let server = tokio::spawn(serve(listeners, export, limits, Resumed::default(), stopped));
-    steps.push(Step::now("serving"));
-    Ok(Running {
-        id,
-        uris,
-        socket,
-        health,
-        by,
-        owns_grants,
-        keep: Arc::new(tokio::sync::Mutex::new(Keep { held, journal })),
-        layout,
-        volume,
-        sockets,
-        key_kept,
-        options: specification.options,
-        implementation: specification.implementation,
-        export: specification.export,
-        backing: specification.backing.describe(),
-        leftover,
-        private,
-        stop,
-        server,
-        steps,
-    })
+    }
 }
 
 /// Clears away what dead volumes left, if that does not take too long.
@@ -127,6 +180,10 @@ struct Plan {
     seals: bool,
     /// For a key that is still to be made: who makes it, and where its envelope goes.
     making: Option<Making>,
+    /// The backing holds the volume's data already.
+    reopened: bool,
+    /// Once it is unlocked.
+    unlocked: Option<Unlocked>,
 }
 
 struct Making {
@@ -137,11 +194,10 @@ struct Making {
 
 impl Plan {
     /// Everything of the key that can be told before anything is made.
-    async fn of(source: Source, specification: &Specification) -> Result<Self, EngineError> {
+    async fn of(source: Source, id: VolumeId, specification: &Specification) -> Result<Self, EngineError> {
         match source {
             Source::New(new) => {
                 let life = if new.envelope.is_some() { Life::Durable } else { Life::Ephemeral };
-                let id = VolumeId::random();
                 let whole = bind(&new.request.context, &id, new.layout)?;
                 let witness = specification.audit.for_volume(id.as_str());
                 let kms = specification.provider.open(Role::Provisioner, witness).await?;
@@ -151,18 +207,32 @@ impl Plan {
                 }
                 let document = Document::new(id, life, new.layout, new.request.context);
                 let making = Some(Making { kms, prepared, envelope: new.envelope });
-                Ok(Self { document, token: None, file: None, seals: true, making })
+                let (reopened, unlocked) = (false, None);
+                Ok(Self { document, token: None, file: None, seals: true, making, reopened, unlocked })
             }
             Source::Envelope(envelope) => {
                 let Envelope { file, document, token, seal } = *envelope;
-                Ok(Self { document, token, file: Some(file), seals: seal, making: None })
+                let reopened = document.life == Life::Durable && document.is_sealed();
+                let (file, seals) = (Some(file), seal);
+                Ok(Self { document, token, file, seals, making: None, reopened, unlocked: None })
             }
         }
     }
 
-    /// True if the backing holds the volume's data already.
-    fn is_reopened(&self) -> bool {
-        self.document.life == Life::Durable && self.document.is_sealed()
+    fn require_lasting(&self, backing: &Backing) -> Result<(), EngineError> {
+        match (self.document.life, backing) {
+            (Life::Durable, Backing::Memory | Backing::Directory(_)) => Err(EngineError::Fleeting),
+            _ => Ok(()),
+        }
+    }
+
+    /// Unlocks an envelope that is there, before its backing is touched: one that somebody has changed to say that
+    /// there is nothing on it yet must not cost what is.
+    async fn open(&mut self, by: &Unwrapper) -> Result<(), EngineError> {
+        if self.making.is_none() {
+            self.unlocked = Some(envelope::unlock(&mut self.document, by, self.token.as_ref()).await?);
+        }
+        Ok(())
     }
 
     fn note(&self) -> Option<EnvelopeNote> {
@@ -172,7 +242,7 @@ impl Plan {
         Some(EnvelopeNote { path: std::path::absolute(&path).unwrap_or(path), undo_unless_sealed })
     }
 
-    /// Makes the key, if it is to be made here, and unlocks it.
+    /// Makes the key, if it is to be made here, and unlocks it, unless it is; then the envelope is sealed.
     async fn unlock(
         &mut self,
         by: &Unwrapper,
@@ -190,10 +260,16 @@ impl Plan {
             self.token = Some(lease.token);
             steps.push(Step::now("provisioned"));
         }
-        let unlocked = envelope::unlock(&mut self.document, by, self.token.as_ref()).await?;
+        let unlocked = match self.unlocked.take() {
+            Some(unlocked) => unlocked,
+            None => envelope::unlock(&mut self.document, by, self.token.as_ref()).await?,
+        };
         if let Some(file) = self.file.as_mut().filter(|_| unlocked.changed && self.seals) {
             file.write(&mut self.document)?;
             steps.push(Step::now("sealed"));
+            if self.document.life == Life::Durable {
+                journal.settle()?;
+            }
         }
         Ok(unlocked)
     }
@@ -220,11 +296,8 @@ fn open_volume(
 
 /// On a thread that may block: discarding a whole disk takes its time, and a signal must get through meanwhile.
 async fn open_backing(backing: &Backing, plan: &Plan) -> Result<(FileStore, Leftover), EngineError> {
-    if plan.document.life == Life::Durable && matches!(backing, Backing::Memory | Backing::Directory(_)) {
-        return Err(EngineError::Fleeting);
-    }
     let (backing, size) = (backing.clone(), plan.document.layout().size.bytes());
-    let reopened = plan.is_reopened();
+    let reopened = plan.reopened;
     let opened = tokio::task::spawn_blocking(move || match reopened {
         true => backing.open_existing(size),
         false => backing.open_new(size),
@@ -242,8 +315,11 @@ async fn listen(specification: &Specification) -> Result<Vec<Listener>, EngineEr
 }
 
 /// Binds a socket of the volume's own.
-async fn listen_privately(listeners: &mut Vec<Listener>) -> Result<PrivateDirectory, EngineError> {
-    let private = PrivateDirectory::make()?;
+async fn listen_privately(
+    directory: PathBuf,
+    listeners: &mut Vec<Listener>,
+) -> Result<PrivateDirectory, EngineError> {
+    let private = PrivateDirectory::make(directory)?;
     listeners.push(Listener::bind(&Address::Unix(private.socket()), false).await?);
     Ok(private)
 }
@@ -252,10 +328,14 @@ async fn listen_privately(listeners: &mut Vec<Listener>) -> Result<PrivateDirect
 pub(super) struct PrivateDirectory(PathBuf);
 
 impl PrivateDirectory {
-    fn make() -> Result<Self, EnvelopeError> {
+    /// A name that nobody else has.
+    fn named() -> PathBuf {
         let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
         let name = format!("sealblk-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        let path = parent.unwrap_or_else(std::env::temp_dir).join(name);
+        parent.unwrap_or_else(std::env::temp_dir).join(name)
+    }
+
+    fn make(path: PathBuf) -> Result<Self, EnvelopeError> {
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|source: io::Error| EnvelopeError::Io {
             action: "make directory",
@@ -280,8 +360,13 @@ impl PrivateDirectory {
     }
 
     fn socket(&self) -> PathBuf {
-        self.0.join("nbd.sock")
+        private_socket(&self.0)
     }
+}
+
+/// The socket in a private directory.
+pub(super) fn private_socket(directory: &Path) -> PathBuf {
+    directory.join("nbd.sock")
 }
 
 impl Drop for PrivateDirectory {

@@ -88,6 +88,12 @@ pub async fn sweep(state: &Path, audit: &AuditLog, dry_run: bool) -> Vec<Swept> 
             Ok(()) => tracing::info!(%path, dry_run, "cleared a dead process's leftovers away"),
             Err(error) => tracing::warn!(%path, %error, "cannot clear a dead process's leftovers away"),
         }
+        if let Some(volume) = swept.volume.as_ref().filter(|_| !dry_run) {
+            let error = swept.outcome.as_ref().err().map(ToString::to_string);
+            let details = [("deeds", serde_json::json!(swept.deeds)), ("error", serde_json::json!(error))];
+            let details = details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            audit.volume("LeftoversCleared", volume.as_str(), details);
+        }
         all.push(swept);
     }
     all
@@ -155,7 +161,9 @@ fn envelope_and_files(note: &Note) -> io::Result<(Option<Document>, Vec<PathBuf>
     files.extend(note.directory.iter().filter(|path| path.is_dir()).cloned());
     let mut kept = None;
     if let Some(EnvelopeNote { path, undo_unless_sealed }) = &note.envelope {
-        files.extend(Some(files::unfinished(path)).filter(|path| path.exists()));
+        // One that is locked is another process's, which is writing it.
+        let unfinished = [path.clone(), envelope_file::token_path(path)].map(|path| files::unfinished(&path));
+        files.extend(unfinished.into_iter().filter(|path| matches!(files::lock_if_free(path), Ok(Some(_)))));
         match envelope_file::read(path) {
             Ok(document) if document.volume != note.volume => {}
             Ok(document) if document.is_sealed() || !undo_unless_sealed => kept = Some(document),

@@ -43,14 +43,15 @@ impl Running {
         };
         self.steps.push(Step::now("grant-released"));
         let backing = dispose(self.leftover).await;
+        drop(self.private);
+        // Last, since whatever is still there is known by it alone.
         if matches!((&grant, &backing), (Ended::Ended(_), Ended::Ended(_))) {
             journal.remove();
         }
-        drop(self.private);
         self.steps.push(Step::now("backing-removed"));
         let document = &held.document;
         let slot = &document.slots[0];
-        Record {
+        let record = Record {
             volume: self.id,
             kms_key: slot.key.clone(),
             provider: slot.provider.as_str(),
@@ -66,7 +67,9 @@ impl Running {
             grant: GrantEnd { id: slot.grant.as_ref().map(|grant| grant.id.clone()), ended: grant },
             backing: BackingEnd { place: self.backing, ended: backing },
             steps: self.steps,
-        }
+        };
+        self.audit.volume("VolumeStopped", record.volume.as_str(), record.summary());
+        record
     }
 }
 

@@ -118,6 +118,8 @@ pub struct Grant {
     pub grantee: Principal,
     /// May retire it.
     pub retiring: Principal,
+    #[serde(with = "time::serde::rfc3339")]
+    created: OffsetDateTime,
     /// The grant token, if it is to travel here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     token: Option<String>,
@@ -170,8 +172,7 @@ impl Document {
             sector_size: u32::try_from(layout.sector.bytes()).unwrap_or(u32::MAX),
             size: layout.size.bytes(),
             context,
-            // A file is read by people too: whole seconds do.
-            created: OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            created: now(),
             slots: Vec::new(),
             since_seal: Changes::default(),
             digests: Map::new(),
@@ -342,7 +343,7 @@ impl Slot {
 }
 
 impl Grant {
-    /// A grant as it was made; `token` only if it is to travel in the document.
+    /// A grant that was made just now; `token` only if it is to travel in the document.
     pub fn new(
         id: String,
         name: String,
@@ -350,13 +351,24 @@ impl Grant {
         retiring: Principal,
         token: Option<&GrantToken>,
     ) -> Self {
-        Self { id, name, grantee, retiring, token: token.map(|token| token.expose().to_owned()) }
+        let token = token.map(|token| token.expose().to_owned());
+        Self { id, name, grantee, retiring, created: now(), token }
+    }
+
+    /// When it was made.
+    pub fn created(&self) -> OffsetDateTime {
+        self.created
     }
 
     /// The token, if it travels here.
     pub fn token(&self) -> Option<GrantToken> {
         self.token.clone().map(GrantToken::new)
     }
+}
+
+/// A file is read by people too: whole seconds do.
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 mod base64_text {

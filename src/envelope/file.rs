@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::EnvelopeError;
-use super::document::{Document, MAX_LENGTH};
+use super::document::{Document, Flaw, MAX_LENGTH};
 use crate::files;
 use crate::kms::GrantToken;
 
@@ -93,8 +93,13 @@ pub fn read(path: &Path) -> Result<Document, EnvelopeError> {
 }
 
 fn parse(file: &File, path: &Path) -> Result<Document, EnvelopeError> {
-    let text = read_text(file, MAX_LENGTH).map_err(failed("read", path))?;
-    Document::parse(&text).map_err(|flaw| EnvelopeError::Flaw { path: path.into(), flaw })
+    let flawed = |flaw| EnvelopeError::Flaw { path: path.into(), flaw };
+    let text = read_text(file, MAX_LENGTH).map_err(|error| match error.kind() {
+        // One bit is enough for that.
+        io::ErrorKind::InvalidData => flawed(Flaw::Form("it is not text in UTF-8".into())),
+        _ => failed("read", path)(error),
+    })?;
+    Document::parse(&text).map_err(flawed)
 }
 
 fn read_text(file: &File, most: u64) -> io::Result<Zeroizing<String>> {

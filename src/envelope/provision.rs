@@ -112,6 +112,12 @@ pub trait Ledger: Send {
     /// # Errors
     /// As above.
     fn will_end(&mut self, provider: &Provider, key: &KeyArn, id: &str) -> Result<(), EnvelopeError>;
+
+    /// A grant has been ended.
+    ///
+    /// # Errors
+    /// As above.
+    fn ended(&mut self, id: &str) -> Result<(), EnvelopeError>;
 }
 
 /// Makes the grant, remembering first that it may be there. One whose making got no answer is found by its name.

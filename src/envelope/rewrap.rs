@@ -11,8 +11,9 @@ use super::file::{self, EnvelopeFile};
 use super::provision::{KeyRequest, Ledger, Prepared, lease, prepare};
 use super::seal::SealKey;
 use super::unlock::{Unwrapper, take_in_pending};
+use crate::kms::isolate::Transfer;
 use crate::kms::{
-    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey, isolate,
+    ErrorClass, GrantRef, GrantToken, KeyArn, KeyService, KmsError, Lease, Provider, WrappedKey,
 };
 
 /// An envelope in use.
@@ -74,8 +75,7 @@ pub async fn rewrap(
     ledger: &mut dyn Ledger,
 ) -> Result<Rewrapped, EnvelopeError> {
     let kms = source.at(&target.provider).provisioner().await?;
-    let (name, context) = (held.document.next_grant_name(), held.document.whole_context());
-    let prepared = prepare(&*kms, &target.request, name, context).await?;
+    let prepared = prepare_for(held, target, &*kms).await?;
     let wrapped = wrap_anew(held, source, target, &prepared.key).await?;
     let (key, material) = (wrapped.key.clone(), wrapped.material.clone());
     note_old_grants(held, &source.provider, ledger)?;
@@ -88,13 +88,36 @@ pub async fn rewrap(
     held.save()?;
     match admit(held, source, target, &*kms, &prepared, ledger).await {
         Ok((grant_id, verified)) => {
-            let left = end_superseded(held, source).await?;
+            let left = end_superseded(held, source, ledger).await?;
             Ok(Rewrapped { key, material, grant_id, verified, left })
         }
         Err(error) => {
             withdraw(held, &*kms).await;
             Err(error)
         }
+    }
+}
+
+/// What is asked for. Whoever is not named stays who it was, where the MAC has proved who that is; else it is the
+/// service's choice, and refused if the document says otherwise: whoever can write it could name themselves there.
+async fn prepare_for(held: &Held, target: &Target, kms: &dyn KeyService) -> Result<Prepared, EnvelopeError> {
+    let document = &held.document;
+    let own = document.slots.iter().find(|slot| slot.provider == target.provider.kind());
+    let grant = own.and_then(|slot| slot.grant.as_ref());
+    let mut request = target.request.clone();
+    if let Some(grant) = grant.filter(|_| held.seal.is_some()) {
+        request.grantee.get_or_insert_with(|| grant.grantee.clone());
+        request.retiring.get_or_insert_with(|| grant.retiring.clone());
+    }
+    let is_named = request.grantee.is_some();
+    let prepared = prepare(kms, &request, document.next_grant_name(), document.whole_context()).await?;
+    match grant {
+        Some(grant) if !is_named && grant.grantee != prepared.lease.grantee => Err(EnvelopeError::Grantee {
+            volume: document.volume.clone(),
+            says: grant.grantee.clone(),
+            chosen: prepared.lease.grantee,
+        }),
+        _ => Ok(prepared),
     }
 }
 
@@ -115,8 +138,8 @@ async fn wrap_anew(
         let kms = source.provisioner().await?;
         return Ok(kms.rewrap(&slot.wrapped(), &context, to, &context).await?);
     }
-    let _ = isolate::HIDDEN_COMMAND;
-    Err(KmsError::new("Encrypt", ErrorClass::Config, "not between services yet").into())
+    let to = Transfer { provider: &target.provider, key: to, context: &context };
+    Ok(source.transfer(document, slot, held.token.as_ref(), to).await?)
 }
 
 /// What is dropped later has to be ended later, also if this process is gone by then.
@@ -191,6 +214,7 @@ async fn verify(held: &mut Held, by: &Unwrapper, token: &GrantToken) -> Result<b
 async fn end_superseded(
     held: &mut Held,
     source: &Unwrapper,
+    ledger: &mut dyn Ledger,
 ) -> Result<Vec<(Superseded, KmsError)>, EnvelopeError> {
     let mut left = Vec::new();
     let superseded = std::mem::take(&mut held.document.since_seal.superseded);
@@ -203,9 +227,12 @@ async fn end_superseded(
             held.document.since_seal.superseded.push(old);
             continue;
         }
-        if let Err(error) = kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
-            held.document.since_seal.superseded.push(old.clone());
-            left.push((old, error));
+        match kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
+            Ok(_) => ledger.ended(&old.grant)?,
+            Err(error) => {
+                held.document.since_seal.superseded.push(old.clone());
+                left.push((old, error));
+            }
         }
     }
     held.save()?;

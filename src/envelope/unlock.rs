@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::EnvelopeError;
 use super::document::{Document, Grant, Pending, Slot};
 use super::seal::SealKey;
-use crate::kms::{ErrorClass, GrantToken, KeyService, KmsError, Provider, Role, Witness, isolate};
+use crate::kms::isolate::{self, Transfer};
+use crate::kms::{ErrorClass, GrantToken, KeyService, KmsError, Permit, Provider, Role, Witness, WrappedKey};
 use crate::secret::DataKey;
 
 /// Who unwraps: a KMS, reached from a process of its own.
@@ -46,14 +47,33 @@ impl Unwrapper {
         token: Option<&GrantToken>,
     ) -> Result<DataKey, KmsError> {
         let own = slot.grant.as_ref().and_then(Grant::token);
+        let permit = permit(slot, own.as_ref().or(token));
         let (context, wrapped) = (document.whole_context(), slot.wrapped());
         let patience = self.provider.patience();
-        {
-            let token = own.as_ref().or(token);
-            isolate::unwrap(&self.helper, &self.provider, &wrapped, &context, token, patience, &*self.witness)
-                .await
-        }
+        isolate::unwrap(&self.helper, &self.provider, &wrapped, &context, permit, patience, &*self.witness)
+            .await
     }
+
+    /// Wraps a slot's key at another service, as [`Unwrapper::unwrap`] would unwrap it.
+    ///
+    /// # Errors
+    /// Either KMS's.
+    pub async fn transfer(
+        &self,
+        document: &Document,
+        slot: &Slot,
+        token: Option<&GrantToken>,
+        to: Transfer<'_>,
+    ) -> Result<WrappedKey, KmsError> {
+        let own = slot.grant.as_ref().and_then(Grant::token);
+        let permit = permit(slot, own.as_ref().or(token));
+        let (context, wrapped) = (document.whole_context(), slot.wrapped());
+        isolate::transfer(&self.helper, &self.provider, &wrapped, &context, permit, to, &*self.witness).await
+    }
+}
+
+fn permit<'a>(slot: &Slot, token: Option<&'a GrantToken>) -> Permit<'a> {
+    Permit { token, made: slot.grant.as_ref().map(Grant::created) }
 }
 
 /// What an unlock brings.
@@ -137,6 +157,10 @@ fn forged(document: &Document) -> EnvelopeError {
 fn explained(document: &Document, error: KmsError) -> EnvelopeError {
     match error.class {
         ErrorClass::Corrupt => EnvelopeError::Unbound { volume: document.volume.clone(), error },
+        // One that was never written was made just now, and by this process.
+        ErrorClass::Denied if document.revision() > 0 => {
+            EnvelopeError::NotGranted { volume: document.volume.clone(), error }
+        }
         _ => error.into(),
     }
 }

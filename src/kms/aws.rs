@@ -1,10 +1,9 @@
 //! AWS KMS through the AWS SDK.
 //!
-//! A `session` is one identity's client, configured by a `connector`, and what happens to a call around the
-//! SDK's own retries. One file per group of calls stands on it: `health`, `data_key`, `grant`, `preflight`,
-//! `identity`. `failure` is the only place that reads the SDK's errors, `retry` the only one that differs
-//! with it about retries, `endpoint` the only one that decides where requests go, `record` the one that sees every
-//! attempt and tells the witness.
+//! A `session` is one identity's client, configured by a `connector`, and makes every call. One file per group of
+//! calls stands on it: `health`, `data_key`, `grant`, `preflight`, `identity`. `failure` is the only place that
+//! reads the SDK's errors, `retry` the only one that decides about retries, `endpoint` the only one that decides
+//! where requests go, `record` the one that tells the witness of every attempt.
 //!
 //! What the environment may decide: credentials, profile, region, proxy, FIPS and dual-stack endpoints. What it
 //! may not: the address of KMS (`AWS_ENDPOINT_URL*`, `endpoint_url` of a profile), because whoever sets it would
@@ -33,8 +32,8 @@ use serde::{Deserialize, Serialize};
 use self::connector::Connector;
 use self::session::Session;
 use super::{
-    Caps, EncryptionContext, GrantRef, GrantToken, KeyArn, KeyHealth, KeyRef, KeyService, KmsError, Lease,
-    LeaseSpec, Parties, Preflight, Released, Role, Witness, WrappedKey,
+    Caps, EncryptionContext, GrantRef, KeyArn, KeyHealth, KeyRef, KeyService, KmsError, Lease, LeaseSpec,
+    Parties, Permit, Preflight, Released, Role, Witness, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -143,9 +142,18 @@ impl KeyService for AwsKms {
         &self,
         wrapped: &WrappedKey,
         context: &EncryptionContext,
-        token: Option<&GrantToken>,
+        permit: Permit<'_>,
     ) -> Result<DataKey, KmsError> {
-        data_key::unwrap(&self.session, wrapped, context, token).await
+        data_key::unwrap(&self.session, wrapped, context, permit).await
+    }
+
+    async fn wrap(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        data_key: &DataKey,
+    ) -> Result<WrappedKey, KmsError> {
+        data_key::wrap(&self.session, key, context, data_key).await
     }
 
     async fn rewrap(

@@ -1,5 +1,7 @@
 //! What can go wrong with a KMS, and what to do about it.
 
+mod advice;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -38,9 +40,13 @@ impl ErrorClass {
     pub fn of_code(code: &str) -> Option<Self> {
         Some(match code {
             "DryRunOperationException" => Self::DryRun,
-            "ThrottlingException" | "Throttling" | "RequestLimitExceeded" | "TooManyRequestsException" => {
-                Self::Throttled
-            }
+            "ThrottlingException"
+            | "Throttling"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestLimitExceeded"
+            | "SlowDown"
+            | "TooManyRequestsException" => Self::Throttled,
             "KMSInternalException"
             | "InternalFailure"
             | "InternalServerError"
@@ -84,21 +90,15 @@ impl ErrorClass {
             _ => return None,
         })
     }
+}
 
-    fn advice(self) -> &'static str {
-        match self {
-            Self::Unreachable => "check the network, the region and the endpoint, then try again",
-            Self::Throttled => "try again later, or ask for a higher request quota",
-            Self::Unusable => "make the key usable, or choose another with --key",
-            Self::Denied => "give the principal this permission, or use other credentials",
-            Self::Corrupt => "use the wrapped key, KMS key and encryption context that belong together",
-            Self::Config => "correct the setting",
-            Self::Grant => "make a new grant",
-            Self::Storage => "check the directory's permissions and free space",
-            Self::DryRun => "send the call without DryRun",
-            Self::Nonsense => "check that the endpoint is a KMS",
-        }
-    }
+/// How often a call was tried, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// Attempts, 2 or more.
+    pub made: u32,
+    /// Whole seconds from the first to the end of the last.
+    pub seconds: u64,
 }
 
 /// A KMS call that failed: what was tried, on what, what came back.
@@ -118,6 +118,9 @@ pub struct KmsError {
     pub principal: Option<String>,
     /// The service's id for the request; joins with its event log.
     pub request_id: Option<String>,
+    /// How often it was tried, if more than once; all else here is about the last attempt that got an answer.
+    #[serde(default)]
+    pub attempts: Option<Attempts>,
 }
 
 impl KmsError {
@@ -131,6 +134,7 @@ impl KmsError {
             key: None,
             principal: None,
             request_id: None,
+            attempts: None,
         }
     }
 
@@ -157,7 +161,7 @@ impl KmsError {
     }
 
     /// Credentials that are not accepted are [`ErrorClass::Denied`] too, but no permission would help there.
-    fn lacks_permission(&self) -> bool {
+    pub(super) fn lacks_permission(&self) -> bool {
         self.class == ErrorClass::Denied
             && self.code.as_ref().is_some_and(|code| code.starts_with("AccessDenied"))
     }
@@ -177,6 +181,7 @@ impl fmt::Display for KmsError {
             self.code.clone(),
             self.lacks_permission().then(|| format!("missing permission kms:{}", self.call)),
             self.request_id.as_ref().map(|id| format!("request {id}")),
+            self.attempts.map(|all| format!("{} attempts in {} s", all.made, all.seconds)),
         ]
         .into_iter()
         .flatten()
@@ -184,7 +189,7 @@ impl fmt::Display for KmsError {
         if !details.is_empty() {
             write!(f, " ({})", details.join(", "))?;
         }
-        write!(f, "; {}", self.class.advice())
+        write!(f, "; {}", advice::of(self))
     }
 }
 

@@ -241,6 +241,23 @@ impl GrantToken {
     }
 }
 
+/// What entitles a host to unwrap, as far as the caller knows it; nothing, for one that has the right anyway.
+#[derive(Clone, Copy, Default)]
+pub struct Permit<'a> {
+    /// The grant's token.
+    pub token: Option<&'a GrantToken>,
+    /// When the grant was made. Without a token, a denial may be that of a grant which has not reached every host of
+    /// the service yet, so for five minutes from here on it is not final. A token needs no such time.
+    pub made: Option<OffsetDateTime>,
+}
+
+impl<'a> From<Option<&'a GrantToken>> for Permit<'a> {
+    /// A grant of unknown age.
+    fn from(token: Option<&'a GrantToken>) -> Self {
+        Self { token, made: None }
+    }
+}
+
 /// Which grant to end.
 pub enum GrantRef<'a> {
     /// By its token, known to whoever made it.

@@ -1,17 +1,18 @@
 //! Opening what a volume lies on, and clearing it away afterwards.
 
-use std::fs::{File, OpenOptions};
+mod open;
+
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    FallocateFlags, FlockOperation, MemfdFlags, Mode, OFlags, SeekFrom, fallocate, flock, seek,
-};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::FileStore;
+use super::error::{StoreError, on};
 
 /// What a user asked a volume to lie on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,50 +41,6 @@ pub enum Disposal {
     Kept,
 }
 
-/// Why a backing cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// An operating system call failed.
-    #[error("backing {path:?}: {action}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What came back.
-        source: io::Error,
-    },
-    /// Somebody else has it.
-    #[error("backing {0:?} is in use by another process (or mounted); choose another, or stop its user")]
-    InUse(PathBuf),
-    /// It cannot hold the volume.
-    #[error(
-        "backing {path:?} has {has} bytes, the volume needs {needs}; make it larger, or the volume smaller"
-    )]
-    TooSmall {
-        /// The backing.
-        path: PathBuf,
-        /// Its bytes.
-        has: u64,
-        /// The volume's bytes.
-        needs: u64,
-    },
-    /// It holds somebody's data.
-    #[error(
-        "backing {0:?} exists and holds data, which a new volume would destroy; remove it, or choose another path"
-    )]
-    HoldsData(PathBuf),
-    /// Neither directory, regular file nor block device.
-    #[error("backing {0:?} is neither a directory, a regular file nor a block device")]
-    WrongKind(PathBuf),
-    /// It cannot be written.
-    #[error("backing {0:?} is read-only; make it writable, or choose another")]
-    ReadOnly(PathBuf),
-    /// Not a byte is left where the volume's data would go.
-    #[error("backing {0:?}: no space left on its file system; free some, or choose another place")]
-    Full(PathBuf),
-}
-
 /// What has to be cleared away once a volume is done with its backing. Holds the backing's lock. Dropped before
 /// [`Leftover::dispose`], it removes what was made and leaves the rest as it is.
 pub struct Leftover {
@@ -91,6 +48,8 @@ pub struct Leftover {
     path: PathBuf,
     size: u64,
     ending: Ending,
+    /// Made, and still without its name.
+    is_unnamed: bool,
 }
 
 /// A [`Leftover`] without its file: for a successor process.
@@ -142,7 +101,8 @@ impl Backing {
         }
     }
 
-    /// Opens an empty backing for a new volume of `size` bytes and locks out other users.
+    /// Opens an empty backing for a new volume of `size` bytes and locks out other users. A file that is made gets
+    /// its name by [`Leftover::give_name`].
     ///
     /// A block device is discarded as far as the volume reaches: naming it is consent. A file that holds data is
     /// refused.
@@ -150,16 +110,20 @@ impl Backing {
     /// # Errors
     /// A [`StoreError`]; what was made until then is removed again.
     pub fn open_new(&self, size: u64) -> Result<(FileStore, Leftover), StoreError> {
+        let mut is_unnamed = false;
         let (file, path, ending) = match self {
-            Self::Memory => (memory()?, Path::new("memory"), Ending::Vanishes),
-            Self::Directory(path) => (unnamed_file(path)?, path.as_path(), Ending::Vanishes),
-            Self::File(path) => {
-                let (file, ending) = named_file(path)?;
-                (file, path.as_path(), ending)
-            }
-            Self::Device(path) => (device(path)?, path.as_path(), Ending::Discard),
+            Self::Memory => (open::memory()?, Path::new("memory"), Ending::Vanishes),
+            Self::Directory(path) => (open::unnamed_file(path)?, path.as_path(), Ending::Vanishes),
+            Self::File(path) => match open::empty_file(path)? {
+                open::Empty::Found(file) => (file, path.as_path(), Ending::Discard),
+                open::Empty::Made { file, has_name } => {
+                    is_unnamed = !has_name;
+                    (file, path.as_path(), Ending::Unlink)
+                }
+            },
+            Self::Device(path) => (open::device(path)?, path.as_path(), Ending::Discard),
         };
-        let leftover = Leftover { file, path: path.into(), size, ending };
+        let leftover = Leftover { file, path: path.into(), size, ending, is_unnamed };
         if matches!(self, Self::Directory(_) | Self::File(_)) {
             leftover.warn_of_little_space();
         }
@@ -177,12 +141,8 @@ impl Backing {
     /// A [`StoreError`].
     pub fn open_existing(&self, size: u64) -> Result<(FileStore, Leftover), StoreError> {
         let (file, path) = match self {
-            Self::File(path) => {
-                let file = open_file(path, &mut OpenOptions::new())?;
-                lock(&file, path)?;
-                (file, path)
-            }
-            Self::Device(path) => (device(path)?, path),
+            Self::File(path) => (open::locked_file(path)?, path),
+            Self::Device(path) => (open::device(path)?, path),
             Self::Memory => return Err(StoreError::WrongKind("memory".into())),
             Self::Directory(path) => return Err(StoreError::WrongKind(path.clone())),
         };
@@ -191,7 +151,7 @@ impl Backing {
             return Err(StoreError::TooSmall { path: path.clone(), has, needs: size });
         }
         let store = FileStore::new(file.try_clone().map_err(on(path, "share"))?);
-        Ok((store, Leftover { file, path: path.clone(), size, ending: Ending::Stay }))
+        Ok((store, Leftover { file, path: path.clone(), size, ending: Ending::Stay, is_unnamed: false }))
     }
 }
 
@@ -199,6 +159,18 @@ impl Leftover {
     /// The file that was made for the volume and has a name, if there is one.
     pub fn made_file(&self) -> Option<&Path> {
         matches!(self.ending, Ending::Unlink).then_some(&self.path)
+    }
+
+    /// Gives a file that was made its name, if it has none yet. Whoever writes down first what it is to be called and
+    /// which file it is leaves none behind that nobody knows of.
+    ///
+    /// # Errors
+    /// A [`StoreError`], also if the name has been taken meanwhile.
+    pub fn give_name(&mut self) -> Result<(), StoreError> {
+        if std::mem::take(&mut self.is_unnamed) {
+            open::give_name(&self.file, &self.path).map_err(on(&self.path, "name"))?;
+        }
+        Ok(())
     }
 
     /// The backing's file.
@@ -223,7 +195,7 @@ impl Leftover {
     /// From a predecessor's parts.
     pub fn from_parts(file: File, description: LeftoverDescription) -> Self {
         let LeftoverDescription { path, size, ending } = description;
-        Self { file, path, size, ending }
+        Self { file, path, size, ending, is_unnamed: false }
     }
 
     /// The same backing, which is to stay as it is.
@@ -328,75 +300,6 @@ impl Drop for Leftover {
     }
 }
 
-fn on(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_path_buf();
-    move |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => StoreError::Full(path),
-        Some(Errno::BUSY | Errno::WOULDBLOCK) => StoreError::InUse(path),
-        Some(Errno::ROFS) => StoreError::ReadOnly(path),
-        // A read-only block device opens for writing, and then refuses (block/fops.c, blkdev_fallocate).
-        Some(Errno::PERM) if action == "discard" => StoreError::ReadOnly(path),
-        _ => StoreError::Io { action, path, source },
-    }
-}
-
-fn memory() -> Result<File, StoreError> {
-    rustix::fs::memfd_create("sealblk", MemfdFlags::CLOEXEC)
-        .map(File::from)
-        .map_err(|error| on(Path::new("memory"), "make a file in memory")(error.into()))
-}
-
-/// A file without a name, so that nothing is left of it after `kill -9` either.
-fn unnamed_file(directory: &Path) -> Result<File, StoreError> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR) {
-        Ok(file) => Ok(file.into()),
-        // A file system without O_TMPFILE: make a file and take its name away at once.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-            let path = directory.join(format!(".sealblk-{}", uuid::Uuid::new_v4()));
-            let file = open_file(&path, OpenOptions::new().create_new(true))?;
-            std::fs::remove_file(&path).map_err(on(&path, "remove the name of"))?;
-            Ok(file)
-        }
-        Err(error) => Err(on(directory, "make a file in")(error.into())),
-    }
-}
-
-fn open_file(path: &Path, options: &mut OpenOptions) -> Result<File, StoreError> {
-    options.read(true).write(true).mode(0o600).open(path).map_err(on(path, "open for reading and writing"))
-}
-
-fn named_file(path: &Path) -> Result<(File, Ending), StoreError> {
-    match open_file(path, OpenOptions::new().create_new(true)) {
-        Ok(file) => {
-            lock(&file, path)?;
-            Ok((file, Ending::Unlink))
-        }
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
-            let file = open_file(path, &mut OpenOptions::new())?;
-            lock(&file, path)?;
-            match seek(&file, SeekFrom::Data(0)) {
-                Err(Errno::NXIO) => Ok((file, Ending::Discard)),
-                Ok(_) => Err(StoreError::HoldsData(path.into())),
-                Err(error) => Err(on(path, "look for data in")(error.into())),
-            }
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// `O_EXCL` on a block device refuses one that is mounted, or opened so by somebody else (open(2)).
-fn device(path: &Path) -> Result<File, StoreError> {
-    let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
-    let file = open_file(path, OpenOptions::new().custom_flags(exclusive))?;
-    lock(&file, path)?;
-    Ok(file)
-}
-
-fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
-    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| on(path, "lock")(error.into()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,9 +311,12 @@ mod tests {
     fn what_was_made_is_removed_and_what_was_there_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("volume");
-        let (store, leftover) = Backing::File(path.clone()).open_new(SIZE).unwrap();
+        let (store, mut leftover) = Backing::File(path.clone()).open_new(SIZE).unwrap();
         store.write(0, b"ciphertext").unwrap();
         drop(store);
+        assert!(!path.exists(), "it has no name before somebody knows of it");
+        leftover.give_name().unwrap();
+        assert!(path.exists());
         assert_eq!(leftover.dispose().unwrap(), Disposal::Removed);
         assert!(!path.exists());
 
@@ -449,7 +355,11 @@ mod tests {
     fn a_second_user_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let backing = Backing::File(directory.path().join("volume"));
-        let (_store, leftover) = backing.open_new(SIZE).unwrap();
+        let (_store, mut leftover) = backing.open_new(SIZE).unwrap();
+        let (_late, mut late) = backing.open_new(SIZE).unwrap();
+        leftover.give_name().unwrap();
+        assert!(matches!(late.give_name(), Err(StoreError::InUse(_))));
+        drop(late);
         assert!(matches!(backing.open_new(SIZE), Err(StoreError::InUse(_))));
         leftover.dispose().unwrap();
     }

@@ -147,7 +147,8 @@ fn whole_sectors_and_parts_of_them_do_not_tear() {
 fn ciphertext(sector: SectorSize, use_it: impl FnOnce(&EncryptedVolume)) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("backing");
-    let (store, _leftover) = Backing::File(path.clone()).open_new(SIZE as u64).unwrap();
+    let (store, mut leftover) = Backing::File(path.clone()).open_new(SIZE as u64).unwrap();
+    leftover.give_name().unwrap();
     let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
     let cipher = Implementation::Portable.cipher(&key, sector);
     let size = VolumeSize::new(SIZE as u64, sector).unwrap();

@@ -1,12 +1,12 @@
 //! The audit log: joined with the KMS's own, and what it keeps to itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use crate::peer::proxy;
-use crate::remote_kms::{RemoteKms, keys, run_on, run_patiently_on};
+use crate::remote_kms::{RemoteKms, keys, run_on, run_patiently_on, with_credentials};
 use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text};
 
 /// `sealblk audit --json ARGS`, line by line.
@@ -75,6 +75,40 @@ fn a_whole_life_joins_the_embedded_kms_field_by_field() {
     assert_eq!(decrypted["sealblk"]["volume"], granted["requestParameters"]["name"]);
     assert_eq!(decrypted["sealblk"]["role"], "host");
     assert_ne!(decrypted["sealblk"]["pid"], granted["sealblk"]["pid"]);
+}
+
+/// Provisioned, opened, watched, moved while it is served and where it lies, retired: each call of every process is
+/// in both logs, and the volume's own events are between them.
+#[test]
+fn an_envelopes_life_joins() {
+    let lab = Lab::new();
+    let server = RemoteKms::start(&lab);
+    let endpoint = format!("http://{}", server.address);
+    let aws = ["--kms", "aws", "--region", "us-east-1", "--kms-endpoint", &endpoint];
+    let profiles = ["--provisioner-profile", "provisioner", "--host-profile", "host"];
+    let both = |command: &str, args: &[&str]| {
+        with_credentials(&lab, lab.sealblk([&[command], &aws[..], &profiles[..], args].concat()))
+    };
+    assert_succeeds(&finish(both("provision", &["--size", "16M", "-o", "envelope"])));
+    let control = format!("unix:{}", lab.path("control").display());
+    let run = ["--envelope", "envelope", "--watch-key", "1s", "--control", &control, "--json"];
+    let volume = Volume::spawn(both("run", &run));
+    assert_succeeds(&finish(lab.sealblk(["kms", "create", "--alias", "alias/next"])));
+    assert_succeeds(&finish(both("rewrap", &[&control, "--to-key", "alias/next"])));
+    assert_succeeds(&finish(lab.sealblk(["inspect", &control, "--poll"])));
+    let (status, _) = volume.stop();
+    assert!(status.success());
+    assert_succeeds(&finish(both("rewrap", &["envelope", "--to-key", "alias/sealblk"])));
+    assert_succeeds(&finish(both("retire", &["envelope", "--erase"])));
+    let records = joined(&lab);
+    for name in ["VolumeProvisioned", "VolumeStarted", "VolumeRewrapped", "VolumeStopped", "VolumeRetired"] {
+        assert!(count(&records, name, None) > 0, "{name}");
+    }
+    for (name, times) in [("ReEncrypt", 2), ("CreateGrant", 3), ("RetireGrant", 3)] {
+        assert_eq!(count(&records, name, None), times, "{name}");
+    }
+    let volumes: BTreeSet<_> = records.iter().filter_map(|it| it["sealblk"]["volume"].as_str()).collect();
+    assert_eq!(volumes.len(), 1, "all of it is of one volume: {volumes:?}");
 }
 
 #[test]

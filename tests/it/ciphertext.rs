@@ -44,7 +44,8 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     let token = file::read_token(&file::token_path(&path)).unwrap();
     let provider = Provider::Local { directory: lab.state().join("kms") };
     let host = provider.open(Role::Host, AuditLog::open(&lab.state()).unwrap().for_nobody()).await.unwrap();
-    host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), token.as_ref()).await.unwrap()
+    let permit = token.as_ref().into();
+    host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), permit).await.unwrap()
 }
 
 fn compare(sector: SectorSize) {
@@ -57,7 +58,8 @@ fn compare(sector: SectorSize) {
     let layout = Layout { sector, size: VolumeSize::new(SIZE, sector).unwrap() };
     let key = runtime.block_on(unlock(&lab, layout));
     let hexadecimal: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
-    let (store, _leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
+    let (store, mut leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
+    leftover.give_name().unwrap();
     let cipher = Implementation::AwsLc.cipher(&key, sector);
     let options = Options { read_only: false, discard: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);

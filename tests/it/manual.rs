@@ -46,6 +46,22 @@ fn a_man_page_for_every_command() {
     );
 }
 
+/// docs/systems.md names a test for each row: each is there.
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("docs/systems.md")).unwrap();
+    let names: Vec<_> = document.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names.into_iter().filter(|name| !name.contains("MODULE")) {
+        let (module, test) = name.rsplit_once("::").unwrap();
+        let module = root.join("tests/it").join(module.replace("::", "/"));
+        let is_module = module.join(format!("{test}.rs")).exists();
+        let source = std::fs::read_to_string(module.with_extension("rs")).unwrap_or_default();
+        assert!(is_module || source.contains(&format!("fn {test}()")), "{name} is no test");
+    }
+}
+
 #[test]
 fn help_for_every_command() {
     let kms =

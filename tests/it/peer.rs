@@ -33,6 +33,13 @@ pub(crate) fn parrot(answer: Vec<u8>) -> String {
     })
 }
 
+/// Speaks first, and hangs up.
+pub(crate) fn shouter(words: Vec<u8>) -> String {
+    listen(move |mut stream| {
+        let _ = stream.write_all(&words);
+    })
+}
+
 /// An HTTP answer.
 pub(crate) fn http(status: &str, kind: &str, body: &str) -> Vec<u8> {
     let length = body.len();
@@ -44,6 +51,17 @@ pub(crate) fn http(status: &str, kind: &str, body: &str) -> Vec<u8> {
 
 /// Passes requests on to `server`, and its answers back through `change`, which sees the request too.
 pub(crate) fn proxy(server: String, change: impl Fn(&[u8], &mut Vec<u8>) + Clone + Send + 'static) -> String {
+    interrupter(server, move |request, answer| {
+        change(request, answer);
+        true
+    })
+}
+
+/// As [`proxy`], and hangs up on the client after an answer for which `change` gives `false`.
+pub(crate) fn interrupter(
+    server: String,
+    change: impl Fn(&[u8], &mut Vec<u8>) -> bool + Clone + Send + 'static,
+) -> String {
     listen(move |mut client| {
         let mut server = TcpStream::connect(&server).unwrap();
         let change = change.clone();
@@ -51,8 +69,8 @@ pub(crate) fn proxy(server: String, change: impl Fn(&[u8], &mut Vec<u8>) + Clone
             while let Some(request) = message(&mut client) {
                 server.write_all(&request).unwrap();
                 let Some(mut answer) = message(&mut server) else { break };
-                change(&request, &mut answer);
-                if client.write_all(&answer).is_err() {
+                let go_on = change(&request, &mut answer);
+                if client.write_all(&answer).is_err() || !go_on {
                     break;
                 }
             }

@@ -18,8 +18,7 @@ pub(crate) struct RemoteKms {
 impl RemoteKms {
     pub(crate) fn start(lab: &Lab) -> Self {
         assert_succeeds(&finish(lab.sealblk(["kms", "create", "--alias", "alias/sealblk"])));
-        let profiles = ["provisioner", "host"].map(|name| profile(lab, name)).concat();
-        std::fs::write(credentials(lab), profiles).unwrap();
+        write_credentials(lab);
         Self::serve(lab, "127.0.0.1:0")
     }
 
@@ -74,6 +73,11 @@ impl RemoteKms {
         client
     }
 
+    /// The options of `run` and others for this KMS.
+    pub(crate) fn options(&self) -> Vec<String> {
+        options_for(&self.address)
+    }
+
     /// `sealblk run --kms aws ARGS` on this KMS.
     pub(crate) fn run(&self, lab: &Lab, args: &[&str]) -> Command {
         run_on(lab, &self.address, args)
@@ -119,8 +123,7 @@ pub(crate) fn run_on(lab: &Lab, address: &str, args: &[&str]) -> Command {
 /// As [`run_on`], with these seconds for an attempt and for a call.
 pub(crate) fn run_on_with_patience(lab: &Lab, address: &str, seconds: [&str; 2], args: &[&str]) -> Command {
     if !credentials(lab).exists() {
-        let profiles = ["provisioner", "host"].map(|name| profile(lab, name)).concat();
-        std::fs::write(credentials(lab), profiles).unwrap();
+        write_credentials(lab);
     }
     let patience = ["--size", "1M", "--kms-attempt-timeout", seconds[0], "--kms-deadline", seconds[1]];
     run_patiently_on(lab, address, &[&patience, args].concat())
@@ -128,10 +131,17 @@ pub(crate) fn run_on_with_patience(lab: &Lab, address: &str, seconds: [&str; 2],
 
 /// `sealblk run --kms aws ARGS` on whatever listens at `address`, each side with its own credentials.
 pub(crate) fn run_patiently_on(lab: &Lab, address: &str, args: &[&str]) -> Command {
+    let options = options_for(address);
+    let args = args.iter().map(|arg| String::from(*arg));
+    with_credentials(lab, lab.sealblk(["run".into()].into_iter().chain(options).chain(args)))
+}
+
+/// The options of `run` and others for whatever listens at `address`.
+fn options_for(address: &str) -> Vec<String> {
     let endpoint = format!("http://{address}");
-    let fixed = ["run", "--kms", "aws", "--region", "us-east-1", "--kms-endpoint", &endpoint];
+    let fixed = ["--kms", "aws", "--region", "us-east-1", "--kms-endpoint", &endpoint];
     let profiles = ["--provisioner-profile", "provisioner", "--host-profile", "host"];
-    with_credentials(lab, lab.sealblk([&fixed, &profiles[..], args].concat()))
+    fixed.into_iter().chain(profiles).map(String::from).collect()
 }
 
 /// What the AWS SDK reads its profiles from.
@@ -141,6 +151,12 @@ pub(crate) fn with_credentials(lab: &Lab, mut command: Command) -> Command {
         .env("AWS_CONFIG_FILE", "/dev/null")
         .env("AWS_EC2_METADATA_DISABLED", "true");
     command
+}
+
+/// Profiles of the provisioner and the host, for [`with_credentials`].
+pub(crate) fn write_credentials(lab: &Lab) {
+    let profiles = ["provisioner", "host"].map(|name| profile(lab, name)).concat();
+    std::fs::write(credentials(lab), profiles).unwrap();
 }
 
 fn credentials(lab: &Lab) -> PathBuf {

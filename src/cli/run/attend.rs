@@ -20,7 +20,7 @@ use crate::cli::failure::Failure;
 use crate::cli::signals::{RestartSignals, Signal, Signals};
 use crate::control::{Bound, Command, Order, Refusal, RefusalKind, RewrapRequest};
 use crate::engine::{EngineError, Running};
-use crate::envelope::watch::{KeyStatus, Observed, Watch};
+use crate::envelope::watch::{Change, KeyStatus, Observed, Watch};
 use crate::envelope::{KeyRequest, Rewrapped, Target};
 use crate::kms::{KmsError, Provider};
 
@@ -60,6 +60,8 @@ pub(super) struct Attendance<'a> {
     child: Option<Captive>,
     watch: Option<Watch>,
     policy: WhenUnusable,
+    /// The last change of the key's state that was written down.
+    last_change: Option<Change>,
     control: Control,
     /// Rewraps that are under way.
     rewraps: JoinSet<Moved>,
@@ -98,7 +100,15 @@ impl<'a> Attendance<'a> {
             None => None,
         };
         let control = Control::begin(control);
-        Self { running, child, watch, policy: watching.policy, control, rewraps: JoinSet::new() }
+        Self {
+            running,
+            child,
+            watch,
+            policy: watching.policy,
+            last_change: None,
+            control,
+            rewraps: JoinSet::new(),
+        }
     }
 
     /// Until something ends the volume. A panic on the way ends it as well, in order.
@@ -231,7 +241,7 @@ impl<'a> Attendance<'a> {
         let Moved { order, provider, result } = moved;
         match result {
             Ok(rewrapped) => {
-                self.running.moved_to(provider);
+                self.running.moved_to(provider, &rewrapped);
                 successor::refresh(self.running, None).await;
                 if let Some(watch) = &self.watch
                     && let Ok(kms) = self.running.provisioner().await
@@ -247,6 +257,10 @@ impl<'a> Attendance<'a> {
 
     fn key_changed(&mut self, status: &KeyStatus) -> Option<Ended> {
         let state = status.known.as_ref().map(|known| &known.state);
+        if status.changes.back() != self.last_change.as_ref() {
+            self.last_change = status.changes.back().cloned();
+            self.running.key_changed(status);
+        }
         let usable = match state {
             Some(Observed::Usable) => true,
             Some(Observed::Unusable(_) | Observed::Gone) => false,

@@ -135,9 +135,10 @@ impl Volume<'_> {
             Origin::Start(start) => {
                 let (source, specification) = *start;
                 let (state, audit) = (specification.state.clone(), specification.audit.clone());
-                let control = specification.control.as_deref().map(control::bind).transpose()?;
+                let control = specification.control.clone();
+                let control = || control.as_deref().map(control::bind).transpose().map_err(Failure::from);
                 tokio::select! {
-                    started = engine::start(source, specification) => (started?, control),
+                    started = engine::start(source, specification, control) => started?,
                     signal = signals.next() => {
                         // What the interrupted start had made is in its journal, as after a crash. A second signal
                         // leaves it there.

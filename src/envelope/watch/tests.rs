@@ -12,8 +12,8 @@ use super::task::pause;
 use super::*;
 use crate::kms::local::{Admin, LocalKms};
 use crate::kms::{
-    Caps, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyRef, KeyState, KmsError, Lease, LeaseSpec,
-    Nobody, Parties, Preflight, Released, Role, WrappedKey,
+    Caps, EncryptionContext, ErrorClass, GrantRef, KeyRef, KeyState, KmsError, Lease, LeaseSpec, Nobody,
+    Parties, Permit, Preflight, Released, Role, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -85,8 +85,12 @@ impl KeyService for Scripted {
         &self,
         _: &WrappedKey,
         _: &EncryptionContext,
-        _: Option<&GrantToken>,
+        _: Permit<'_>,
     ) -> Result<DataKey, KmsError> {
+        Err(not_scripted())
+    }
+
+    async fn wrap(&self, _: &KeyArn, _: &EncryptionContext, _: &DataKey) -> Result<WrappedKey, KmsError> {
         Err(not_scripted())
     }
 

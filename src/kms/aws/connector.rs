@@ -8,24 +8,14 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_sdk_kms::config::SharedCredentialsProvider;
-use aws_sdk_kms::config::retry::{RetryPartition, TokenBucket};
 
 use super::super::{ErrorClass, KmsError, Role};
 use super::record::Recorder;
-use super::retry::KmsRetry;
+use super::retry::Pace;
 use super::{Settings, endpoint};
 
 /// The SDK's own default, set here because the other timeouts would be read beside it.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
-
-/// One try and four more, at most 1 + 2 + 4 + 8 s apart: CreateGrant's quota of 50 a second is shared by a whole
-/// account, and a fleet that starts at once must get through.
-const ATTEMPTS: u32 = 5;
-
-/// Retries that a client may make in a burst, in the SDK's tokens (5 or more a retry), and what it gains a second.
-/// The SDK's own bucket refills by successes only: a daemon that outlives an outage would retry no more.
-const RETRY_TOKENS: usize = 500;
-const RETRY_TOKENS_PER_SECOND: f32 = 5.0;
 
 /// What is needed to make clients, again if credentials expire.
 #[derive(Clone)]
@@ -65,6 +55,15 @@ impl Connector {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// How calls are retried: by us, see [`retry`](super::retry).
+    pub(super) fn pace(&self) -> Pace {
+        Pace {
+            first: self.tuning.first_backoff,
+            longest: self.tuning.longest_backoff,
+            deadline: self.settings.deadline(),
+        }
     }
 
     /// What the SDK finds for `role`: region, credentials, profile.
@@ -109,13 +108,8 @@ impl Connector {
             .operation_attempt_timeout(self.settings.attempt_timeout())
             .operation_timeout(self.settings.deadline())
             .build();
-        let retries = RetryConfig::standard()
-            .with_max_attempts(ATTEMPTS)
-            .with_initial_backoff(self.tuning.first_backoff)
-            .with_max_backoff(self.tuning.longest_backoff);
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .timeout_config(timeouts)
-            .retry_config(retries)
             .app_name(AppName::new("sealblk").unwrap_or_else(|_| unreachable!("letters only")));
         if let Some(region) = &self.settings.region {
             loader = loader.region(Region::new(region.clone()));
@@ -134,10 +128,7 @@ impl Connector {
     pub(super) fn kms(&self, config: &SdkConfig) -> aws_sdk_kms::Client {
         let mut builder = aws_sdk_kms::config::Builder::from(config);
         builder.set_endpoint_url(self.settings.endpoint.clone());
-        let bucket =
-            TokenBucket::builder().capacity(RETRY_TOKENS).refill_rate(RETRY_TOKENS_PER_SECOND).build();
-        let retries = RetryPartition::custom("sealblk").token_bucket(bucket).build();
-        let builder = builder.retry_partition(retries).retry_classifier(KmsRetry).interceptor(Recorder);
+        let builder = builder.retry_config(RetryConfig::disabled()).interceptor(Recorder);
         aws_sdk_kms::Client::from_conf(builder.build())
     }
 
@@ -145,6 +136,7 @@ impl Connector {
     pub(super) fn sts(&self, config: &SdkConfig) -> aws_sdk_sts::Client {
         let mut builder = aws_sdk_sts::config::Builder::from(config);
         builder.set_endpoint_url(endpoint::of_sts(&self.settings).map(Into::into));
-        aws_sdk_sts::Client::from_conf(builder.interceptor(Recorder).build())
+        let builder = builder.retry_config(RetryConfig::disabled()).interceptor(Recorder);
+        aws_sdk_sts::Client::from_conf(builder.build())
     }
 }

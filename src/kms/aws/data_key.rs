@@ -3,7 +3,7 @@
 use aws_sdk_kms::primitives::Blob;
 use zeroize::Zeroizing;
 
-use super::super::{EncryptionContext, ErrorClass, GrantToken, KeyArn, KmsError, WrappedKey};
+use super::super::{EncryptionContext, ErrorClass, KeyArn, KmsError, Permit, WrappedKey};
 use super::failure::Call;
 use super::session::Session;
 use super::{MAX_WRAPPED, pairs};
@@ -32,17 +32,18 @@ pub(super) async fn generate(
 }
 
 /// Unwraps a data key. A token that the service does not know (any more) is left out in a second try: its grant
-/// may have reached the whole service by now, and then needs none.
+/// may have reached the whole service by now, and then needs none. A denial is final then: a grant whose token is
+/// refused has ended rather than not arrived.
 pub(super) async fn unwrap(
     session: &Session,
     wrapped: &WrappedKey,
     context: &EncryptionContext,
-    token: Option<&GrantToken>,
+    permit: Permit<'_>,
 ) -> Result<DataKey, KmsError> {
-    match decrypt(session, wrapped, context, token).await {
-        Err(error) if error.class == ErrorClass::Grant && token.is_some() => {
+    match decrypt(session, wrapped, context, permit).await {
+        Err(error) if error.class == ErrorClass::Grant && permit.token.is_some() => {
             tracing::warn!(key = %wrapped.key, "the grant token was refused; trying without it");
-            decrypt(session, wrapped, context, None).await
+            decrypt(session, wrapped, context, Permit::default()).await
         }
         result => result,
     }
@@ -52,9 +53,9 @@ async fn decrypt(
     session: &Session,
     wrapped: &WrappedKey,
     context: &EncryptionContext,
-    token: Option<&GrantToken>,
+    permit: Permit<'_>,
 ) -> Result<DataKey, KmsError> {
-    let call = Call::on("Decrypt", &wrapped.key).with_token(token);
+    let call = Call::on("Decrypt", &wrapped.key).with_permit(permit);
     let answer = session
         .call(call, |client| {
             client
@@ -62,7 +63,7 @@ async fn decrypt(
                 .key_id(wrapped.key.as_str())
                 .ciphertext_blob(Blob::new(wrapped.blob.clone()))
                 .set_encryption_context(Some(pairs(context)))
-                .set_grant_tokens(token.map(|token| vec![token.expose().to_owned()]))
+                .set_grant_tokens(permit.token.map(|token| vec![token.expose().to_owned()]))
                 .send()
         })
         .await?;
@@ -72,6 +73,28 @@ async fn decrypt(
     let plaintext = plaintext.ok_or_else(|| call.nonsense("no Plaintext"))?;
     DataKey::copy_from(&plaintext)
         .map_err(|error| KmsError::of_secret(call.operation, &error).on_key(wrapped.key.as_str()))
+}
+
+/// Wraps a data key that came from elsewhere.
+pub(super) async fn wrap(
+    session: &Session,
+    key: &KeyArn,
+    context: &EncryptionContext,
+    data_key: &DataKey,
+) -> Result<WrappedKey, KmsError> {
+    let call = Call::on("Encrypt", key);
+    let answer = session
+        .call(call, |client| {
+            client
+                .encrypt()
+                .key_id(key.as_str())
+                .plaintext(Blob::new(data_key.expose()))
+                .set_encryption_context(Some(pairs(context)))
+                .send()
+        })
+        .await?;
+    call.require_key(key, answer.key_id())?;
+    wrapped(&call, key, answer.ciphertext_blob, None)
 }
 
 /// Wraps the same data key under `to`, inside the service.

@@ -5,8 +5,10 @@ use std::error::Error;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
-use super::super::{ErrorClass, GrantToken, KeyArn, KmsError};
+use super::super::{ErrorClass, GrantToken, KeyArn, KmsError, Permit};
 
 /// Longest message taken from a service, in characters.
 const MAX_MESSAGE: usize = 1000;
@@ -26,12 +28,14 @@ pub(super) struct Call<'a> {
     pub(super) grant: Option<&'a str>,
     /// The token that is sent.
     pub(super) token: Option<&'a GrantToken>,
+    granted: Option<OffsetDateTime>,
+    dry: bool,
 }
 
 impl<'a> Call<'a> {
     /// A call that names no key.
     pub(super) fn new(operation: &'static str) -> Self {
-        Self { operation, key: None, grant: None, token: None }
+        Self { operation, key: None, grant: None, token: None, granted: None, dry: false }
     }
 
     /// A call on a key.
@@ -49,9 +53,29 @@ impl<'a> Call<'a> {
         Self { token, ..self }
     }
 
+    /// The call relies on a grant.
+    pub(super) fn with_permit(self, permit: Permit<'a>) -> Self {
+        Self { token: permit.token, granted: permit.made, ..self }
+    }
+
     /// The call is about this grant.
     pub(super) fn with_grant(self, grant_id: &'a str) -> Self {
         Self { grant: Some(grant_id), ..self }
+    }
+
+    /// The call is marked DryRun.
+    pub(super) fn dry(self) -> Self {
+        Self { dry: true, ..self }
+    }
+
+    /// When the grant was made that the call relies on without its token.
+    pub(super) fn granted(&self) -> Option<OffsetDateTime> {
+        self.granted.filter(|_| self.token.is_none())
+    }
+
+    /// The deadline came before any answer.
+    pub(super) fn late(&self, place: &str) -> KmsError {
+        self.error(ErrorClass::Unreachable, format!("no answer from {place} in time"))
     }
 
     /// An error of this call.
@@ -109,8 +133,29 @@ pub(super) fn clean(text: &str, token: Option<&str>) -> String {
 
 /// True where other credentials of the same identity may be accepted.
 pub(super) fn is_of_credentials<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
-    let codes = ["ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"];
+    let codes = [
+        "ExpiredTokenException",
+        "ExpiredToken",
+        "UnrecognizedClientException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "SignatureDoesNotMatch",
+    ];
     error.code().is_some_and(|code| codes.contains(&code))
+}
+
+/// How far this host's clock may be off before it is blamed for a signature that was not accepted: AWS accepts
+/// five minutes, and the SDK corrects its signing time beyond four.
+const CLOCK: time::Duration = time::Duration::minutes(4);
+
+/// True where the request may have been refused for its date alone. The SDK has seen the answer's date as well, and
+/// signs the client's next request with it.
+pub(super) fn is_of_clock<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+    let codes = ["InvalidSignatureException", "SignatureDoesNotMatch", "RequestTimeTooSkewed"];
+    let theirs = error.raw_response().and_then(|response| response.headers().get("date"));
+    let theirs = theirs.and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
+    error.code().is_some_and(|code| codes.contains(&code))
+        && theirs.is_some_and(|theirs| (OffsetDateTime::now_utc() - theirs).abs() > CLOCK)
 }
 
 /// The one place where an SDK error becomes ours. `place` says where the request went.
@@ -157,8 +202,12 @@ fn of_answer(error: &impl ProvideErrorMetadata, status: u16, call: &Call<'_>) ->
     let class = ErrorClass::of_code(code).unwrap_or(match status {
         500.. => ErrorClass::Unreachable,
         401 | 403 => ErrorClass::Denied,
+        429 => ErrorClass::Throttled,
         _ => ErrorClass::Config,
     });
+    if class == ErrorClass::DryRun && !call.dry {
+        return call.error(ErrorClass::Nonsense, format!("{code}, though the call was no dry run"));
+    }
     let text = error.message().unwrap_or("no message came with the error code");
     KmsError {
         code: Some(call.clean(code)),
@@ -171,6 +220,7 @@ fn of_answer(error: &impl ProvideErrorMetadata, status: u16, call: &Call<'_>) ->
 /// down; anything else means that something else listens there.
 fn of_unreadable(status: u16, call: &Call<'_>) -> KmsError {
     match status {
+        429 => call.error(ErrorClass::Throttled, "HTTP status 429 without an error code"),
         500.. => call.error(ErrorClass::Unreachable, format!("HTTP status {status} without an error code")),
         _ => call.error(
             ErrorClass::Nonsense,

@@ -4,8 +4,9 @@ use aws_config::Region;
 
 use super::super::{KmsError, Parties, Principal, Role};
 use super::endpoint;
-use super::failure::{self, Call};
-use super::session::Session;
+use super::failure::Call;
+use super::retry::Tries;
+use super::session::{Session, judge};
 
 /// The provisioner retires; the host profile's identity unwraps, or without one the provisioner itself.
 pub(super) async fn parties(session: &Session) -> Result<Parties, KmsError> {
@@ -23,10 +24,18 @@ async fn caller(session: &Session, role: Role) -> Result<Principal, KmsError> {
     let config = connector.load(role).await?;
     let place = endpoint::of_sts(connector.settings()).unwrap_or("AWS STS");
     let region = config.region().map_or("", Region::as_ref);
-    let answer = session
-        .witnessed(&call, role, region, connector.sts(&config).get_caller_identity().send())
-        .await
-        .map_err(|error| failure::translate(error, &call, place))?;
+    let client = connector.sts(&config);
+    let mut tries = Tries::new(connector.pace());
+    let answer = loop {
+        let sent = session.witnessed(&call, role, region, Box::pin(client.get_caller_identity().send()));
+        match tries.attempt(sent, || call.late(place)).await? {
+            Ok(answer) => break answer,
+            Err(error) => {
+                let (error, again) = judge(error, &call, place);
+                tries.pause(error, again).await?;
+            }
+        }
+    };
     let arn = answer.arn().ok_or_else(|| call.nonsense("no Arn"))?;
     Ok(Principal::new(lasting(arn)))
 }

@@ -45,7 +45,7 @@ async fn try_generate(
 ) -> Result<String, KmsError> {
     let length = i32::try_from(DataKey::LEN).unwrap_or(i32::MAX);
     session
-        .call(Call::on("GenerateDataKeyWithoutPlaintext", key), |client| {
+        .call(Call::on("GenerateDataKeyWithoutPlaintext", key).dry(), |client| {
             client
                 .generate_data_key_without_plaintext()
                 .key_id(key.as_str())
@@ -64,7 +64,7 @@ async fn try_lease(
     context: &EncryptionContext,
     spec: &LeaseSpec,
 ) -> Result<String, KmsError> {
-    let call = Call::on("CreateGrant", key);
+    let call = Call::on("CreateGrant", key).dry();
     let made = session
         .call(call, |client| grant::fill(client.create_grant(), key, context, spec).dry_run(true).send())
         .await?;

@@ -1,9 +1,10 @@
 //! Tells the witness of each attempt of a call.
 //!
-//! The SDK retries by itself, so only one of its interceptors sees every attempt. What it cannot know (who calls, on
-//! which key, with which token) travels beside the call in a task-local value. An attempt counts from the moment
-//! its request is handed to the network; one that is dropped without an end, because the volume's start was
-//! interrupted, is told of as the value goes.
+//! With the SDK's own retries off, one send is one attempt. Only an interceptor sees its request and the head of the
+//! answer, whatever the call; what it cannot know (who calls, on which key, with which token) travels beside the
+//! send in a task-local value. An attempt counts from the moment its request is handed to the network; one that is
+//! dropped without an end, at the call's deadline or because the volume's start was interrupted, is told of as the
+//! value goes.
 
 mod parts;
 
@@ -14,14 +15,13 @@ use aws_sdk_kms::config::interceptors::{
     FinalizerInterceptorContextRef,
 };
 use aws_sdk_kms::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_kms::error::BoxError;
+use aws_sdk_kms::error::{BoxError, ProvideErrorMetadata, SdkError};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::super::{CallRecord, GrantToken, Role, Witness};
 use super::failure::{self, Call};
-use super::retry;
 
 /// Longest `userAgent` in characters (AWS CloudTrail user guide, "Record contents").
 const MAX_AGENT: usize = 1024;
@@ -30,14 +30,17 @@ tokio::task_local! {
     static WITNESSED: Witnessed;
 }
 
-/// Makes a call, telling `witness` of each attempt.
-pub(super) async fn scope<T>(
+/// Makes an attempt of a call, telling `witness` of it.
+pub(super) async fn scope<T, E>(
     call: &Call<'_>,
     role: Role,
     region: &str,
     witness: Arc<dyn Witness>,
-    sending: impl Future<Output = T>,
-) -> T {
+    sending: impl Future<Output = Result<T, SdkError<E>>>,
+) -> Result<T, SdkError<E>>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
     let witnessed = Witnessed {
         operation: call.operation,
         key: call.key.map(Into::into),
@@ -48,10 +51,15 @@ pub(super) async fn scope<T>(
         witness,
         state: Mutex::default(),
     };
-    WITNESSED.scope(witnessed, sending).await
+    let attempt = async {
+        let result = sending.await;
+        WITNESSED.with(|attempt| attempt.end(result.as_ref().err()));
+        result
+    };
+    WITNESSED.scope(witnessed, attempt).await
 }
 
-/// A call whose attempts are told of.
+/// An attempt that is told of.
 struct Witnessed {
     operation: &'static str,
     key: Option<String>,
@@ -66,7 +74,7 @@ struct Witnessed {
 #[derive(Default)]
 struct State {
     parameters: Value,
-    /// An attempt whose request may have reached the service, and whose end is not known yet.
+    /// There once the request may have reached the service, until the end is known.
     pending: Option<CallRecord>,
 }
 
@@ -91,13 +99,24 @@ impl Witnessed {
         state.pending = Some(record);
     }
 
-    fn end(&self, context: &FinalizerInterceptorContextRef<'_>) {
-        let Some(mut record) = self.state().pending.take() else { return };
+    fn answered(&self, context: &FinalizerInterceptorContextRef<'_>) {
+        let mut state = self.state();
+        let Some(record) = state.pending.as_mut() else { return };
         let id = context.response().and_then(|response| response.headers().get("x-amzn-requestid"));
         record.request_id = id.map(|id| self.clean(id));
-        match parts::told(context) {
-            Some(told) => self.succeed(&mut record, told),
-            None => self.fail(&mut record, context),
+        if let Some(told) = parts::told(context) {
+            self.succeed(record, told);
+        }
+    }
+
+    fn end<E>(&self, error: Option<&SdkError<E>>)
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let pending = self.state().pending.take();
+        let Some(mut record) = pending else { return };
+        if let Some(error) = error {
+            self.fail(&mut record, error);
         }
         self.tell(record);
     }
@@ -117,18 +136,19 @@ impl Witnessed {
         }
     }
 
-    fn fail(&self, record: &mut CallRecord, context: &FinalizerInterceptorContextRef<'_>) {
+    fn fail<E>(&self, record: &mut CallRecord, error: &SdkError<E>)
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
         self.name_keys(record, None);
-        let status = context.response().map(|response| response.status().as_u16());
-        let answered = retry::metadata(context.inner());
-        record.error_code = answered.and_then(|error| error.code()).map(|code| self.clean(code));
-        let message = match (answered, context.output_or_error(), status) {
-            (Some(error), ..) if error.message().is_some() => error.message().map(|text| self.clean(text)),
-            (Some(_), _, Some(status)) => Some(format!("HTTP status {status}")),
-            (_, Some(Err(error)), _) => Some(self.clean(&failure::root(error))),
-            _ => None,
-        };
-        record.error_message = message;
+        record.error_code = error.code().map(|code| self.clean(code));
+        record.error_message = Some(match (error.message(), error) {
+            (Some(text), _) => self.clean(text),
+            (None, SdkError::ServiceError(answer)) => {
+                format!("HTTP status {}", answer.raw().status().as_u16())
+            }
+            (None, _) => self.clean(&failure::root(error)),
+        });
     }
 
     /// The keys, as far as their ARNs are known: what the service said, what the request named, what is meant.
@@ -178,7 +198,7 @@ impl Intercept for Recorder {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        WITNESSED.try_with(|call| call.state().parameters = parts::parameters(context))?;
+        WITNESSED.try_with(|attempt| attempt.state().parameters = parts::parameters(context))?;
         Ok(())
     }
 
@@ -189,7 +209,7 @@ impl Intercept for Recorder {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let agent = context.request().headers().get("user-agent");
-        WITNESSED.try_with(|call| call.begin(agent))?;
+        WITNESSED.try_with(|attempt| attempt.begin(agent))?;
         Ok(())
     }
 
@@ -199,7 +219,7 @@ impl Intercept for Recorder {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        WITNESSED.try_with(|call| call.end(context))?;
+        WITNESSED.try_with(|attempt| attempt.answered(context))?;
         Ok(())
     }
 }

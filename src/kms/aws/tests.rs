@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod failures;
+mod fleet;
 mod grants;
 mod records;
 mod requests;
@@ -16,7 +17,9 @@ use self::server::{Reply, Server};
 use super::connector::{Connector, Tuning};
 use super::{AwsKms, Settings};
 use crate::kms::witness::Nobody;
-use crate::kms::{EncryptionContext, GrantToken, KeyArn, KmsError, LeaseSpec, Principal, Role, WrappedKey};
+use crate::kms::{
+    EncryptionContext, GrantToken, KeyArn, KmsError, LeaseSpec, Permit, Principal, Role, WrappedKey,
+};
 
 const ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const OTHER_ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321";

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::{ERROR_FOLLOWS, Incoming, KEY_FOLLOWS, MAX_REQUEST};
-use crate::kms::{ErrorClass, GrantToken, KmsError, Place, Role, Witness};
+use super::{ERROR_FOLLOWS, Incoming, KEY_FOLLOWS, MAX_REQUEST, WRAPPED_FOLLOWS, Wrap};
+use crate::kms::{ErrorClass, GrantToken, KmsError, Permit, Place, Role, Witness, WrappedKey};
 use crate::secret::{DataKey, harden_process};
 
 /// The whole of the hidden command: hardens the process, answers one request on stdin and stdout. `report` opens
@@ -36,9 +37,13 @@ async fn serve(
     report: impl FnOnce(Place) -> Result<Arc<dyn Witness>, String>,
 ) -> io::Result<()> {
     match answer(input, report).await {
-        Ok(key) => {
+        Ok(Answer::Key(key)) => {
             output.write_all(&[KEY_FOLLOWS])?;
             output.write_all(key.expose())?;
+        }
+        Ok(Answer::Wrapped(wrapped)) => {
+            output.write_all(&[WRAPPED_FOLLOWS])?;
+            output.write_all(&serde_json::to_vec(&wrapped)?)?;
         }
         Err(error) => {
             output.write_all(&[ERROR_FOLLOWS])?;
@@ -48,14 +53,25 @@ async fn serve(
     output.flush()
 }
 
+/// What the parent asked for.
+enum Answer {
+    Key(DataKey),
+    Wrapped(WrappedKey),
+}
+
 async fn answer(
     input: impl Read,
     report: impl FnOnce(Place) -> Result<Arc<dyn Witness>, String>,
-) -> Result<DataKey, KmsError> {
-    let Incoming { provider, wrapped, context, token, witness } = read_request(input)?;
+) -> Result<Answer, KmsError> {
+    let Incoming { provider, wrapped, context, token, granted, witness, wrap } = read_request(input)?;
     let token = token.map(GrantToken::new);
+    let made = granted.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let permit = Permit { token: token.as_ref(), made };
     let witness = report(witness).map_err(|why| KmsError::new("Decrypt", ErrorClass::Storage, why))?;
-    provider.open(Role::Host, witness).await?.unwrap(&wrapped, &context, token.as_ref()).await
+    let key = provider.open(Role::Host, witness.clone()).await?.unwrap(&wrapped, &context, permit).await?;
+    let Some(Wrap { provider, key: to, context }) = wrap else { return Ok(Answer::Key(key)) };
+    let kms = provider.open(Role::Provisioner, witness).await?;
+    Ok(Answer::Wrapped(kms.wrap(&to, &context, &key).await?))
 }
 
 fn read_request(input: impl Read) -> Result<Incoming, KmsError> {
@@ -80,7 +96,7 @@ mod tests {
     use super::*;
     use crate::kms::isolate::Outgoing;
     use crate::kms::witness::Nobody;
-    use crate::kms::{EncryptionContext, KeyArn, Provider, WrappedKey, aws};
+    use crate::kms::{EncryptionContext, KeyArn, Provider, aws};
 
     async fn refusal(input: &[u8]) -> KmsError {
         let mut output = Vec::new();
@@ -107,7 +123,9 @@ mod tests {
             wrapped: &WrappedKey { key: KeyArn::new("arn"), blob: vec![1], material: None },
             context: &EncryptionContext::default(),
             token: Some("secret-token"),
+            granted: Some(0),
             witness: Nobody.place(),
+            wrap: None,
         };
         let error = refusal(&serde_json::to_vec(&request).expect("JSON")).await;
         assert_eq!(error.class, ErrorClass::Config);

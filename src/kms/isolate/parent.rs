@@ -5,11 +5,17 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::pipe::Timed;
-use super::{ERROR_FOLLOWS, HIDDEN_COMMAND, KEY_FOLLOWS, MAX_ERROR, MAX_REQUEST, Outgoing};
-use crate::kms::{EncryptionContext, ErrorClass, GrantToken, KmsError, Provider, Witness, WrappedKey};
+use super::{
+    ERROR_FOLLOWS, HIDDEN_COMMAND, KEY_FOLLOWS, MAX_JSON, MAX_REQUEST, Outgoing, WRAPPED_FOLLOWS, Wrap,
+};
+use crate::kms::{
+    EncryptionContext, ErrorClass, GrantToken, KeyArn, KmsError, Permit, Provider, Witness, WrappedKey,
+};
 use crate::secret::{DataKey, SecretError};
 
 /// Unwraps a data key in a child process: `executable` (`/proc/self/exe` but for tests) run with
@@ -25,14 +31,70 @@ pub async fn unwrap(
     provider: &Provider,
     wrapped: &WrappedKey,
     context: &EncryptionContext,
-    token: Option<&GrantToken>,
+    permit: Permit<'_>,
     deadline: Duration,
     witness: &dyn Witness,
 ) -> Result<DataKey, KmsError> {
-    let key = wrapped.key.clone();
-    let token = token.map(GrantToken::expose);
-    let request = Outgoing { provider, wrapped, context, token, witness: witness.place() };
-    let request = encode(&request).map_err(|error| error.on_key(key.as_str()))?;
+    let request = outgoing(provider, wrapped, context, permit, witness);
+    match ask(executable, &request, deadline).await? {
+        Answer::Key(key) => Ok(key),
+        Answer::Wrapped(_) => Err(failure(ErrorClass::Nonsense, "the unwrapping process gave no key")),
+    }
+}
+
+/// Where a data key is to go.
+pub struct Transfer<'a> {
+    /// The service.
+    pub provider: &'a Provider,
+    /// Its key.
+    pub key: &'a KeyArn,
+    /// The context there.
+    pub context: &'a EncryptionContext,
+}
+
+/// Unwraps a data key, as the host, and wraps it with a key of another service, as the provisioner (Encrypt): both
+/// in the child process, so that no plaintext comes here. Otherwise as [`unwrap`].
+///
+/// # Errors
+/// As [`unwrap`]; and those of the other service's call.
+pub async fn transfer(
+    executable: &Path,
+    provider: &Provider,
+    wrapped: &WrappedKey,
+    context: &EncryptionContext,
+    permit: Permit<'_>,
+    to: Transfer<'_>,
+    witness: &dyn Witness,
+) -> Result<WrappedKey, KmsError> {
+    let mut request = outgoing(provider, wrapped, context, permit, witness);
+    request.wrap = Some(Wrap { provider: to.provider, key: to.key.clone(), context: to.context });
+    match ask(executable, &request, provider.patience() + to.provider.patience()).await? {
+        Answer::Wrapped(wrapped) => Ok(wrapped),
+        Answer::Key(_) => Err(failure(ErrorClass::Nonsense, "the unwrapping process gave a key unasked")),
+    }
+}
+
+/// What comes back.
+enum Answer {
+    Key(DataKey),
+    Wrapped(WrappedKey),
+}
+
+fn outgoing<'a>(
+    provider: &'a Provider,
+    wrapped: &'a WrappedKey,
+    context: &'a EncryptionContext,
+    permit: Permit<'a>,
+    witness: &dyn Witness,
+) -> Outgoing<'a> {
+    let Permit { token, made } = permit;
+    let (token, granted) = (token.map(GrantToken::expose), made.map(OffsetDateTime::unix_timestamp));
+    Outgoing { provider, wrapped, context, token, granted, witness: witness.place(), wrap: None }
+}
+
+async fn ask(executable: &Path, request: &Outgoing<'_>, deadline: Duration) -> Result<Answer, KmsError> {
+    let key = request.wrapped.key.clone();
+    let request = encode(request).map_err(|error| error.on_key(key.as_str()))?;
     let mut command = Command::new(executable);
     command.arg(HIDDEN_COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped());
     // A thread of its own until the child is gone: the child's parent-death signal is tied to the thread that
@@ -54,7 +116,7 @@ fn encode(request: &Outgoing<'_>) -> Result<Zeroizing<Vec<u8>>, KmsError> {
     Ok(buffer)
 }
 
-fn converse(command: &mut Command, request: &[u8], deadline: Instant) -> Result<DataKey, KmsError> {
+fn converse(command: &mut Command, request: &[u8], deadline: Instant) -> Result<Answer, KmsError> {
     let program = command.get_program().to_owned();
     let child = command.spawn().map_err(|error| {
         failure(ErrorClass::Config, format!("cannot start {}: {error}", program.display()))
@@ -75,12 +137,13 @@ fn converse(command: &mut Command, request: &[u8], deadline: Instant) -> Result<
 }
 
 /// Reads the answer. The key goes from the pipe straight into locked memory.
-fn receive(mut answer: impl Read, child: &mut Reaped) -> Result<DataKey, KmsError> {
+fn receive(mut answer: impl Read, child: &mut Reaped) -> Result<Answer, KmsError> {
     let mut status = [0];
     answer.read_exact(&mut status).map_err(|error| broken(&error, child))?;
     match status[0] {
-        KEY_FOLLOWS => receive_key(answer, child),
-        ERROR_FOLLOWS => Err(receive_error(answer, child)),
+        KEY_FOLLOWS => receive_key(answer, child).map(Answer::Key),
+        WRAPPED_FOLLOWS => receive_json(answer, child).map(Answer::Wrapped),
+        ERROR_FOLLOWS => Err(receive_json(answer, child).unwrap_or_else(|error| error)),
         _ => Err(failure(ErrorClass::Nonsense, "the unwrapping process gave no answer of its protocol")),
     }
 }
@@ -97,13 +160,13 @@ fn receive_key(mut answer: impl Read, child: &mut Reaped) -> Result<DataKey, Kms
     }
 }
 
-fn receive_error(answer: impl Read, child: &mut Reaped) -> KmsError {
+fn receive_json<T: DeserializeOwned>(answer: impl Read, child: &mut Reaped) -> Result<T, KmsError> {
     let mut json = Vec::new();
-    match answer.take(MAX_ERROR as u64).read_to_end(&mut json) {
-        Ok(_) => serde_json::from_slice(&json).unwrap_or_else(|error| {
-            failure(ErrorClass::Nonsense, format!("the unwrapping process gave no readable error: {error}"))
+    match answer.take(MAX_JSON as u64).read_to_end(&mut json) {
+        Ok(_) => serde_json::from_slice(&json).map_err(|error| {
+            failure(ErrorClass::Nonsense, format!("the unwrapping process gave no readable answer: {error}"))
         }),
-        Err(error) => broken(&error, child),
+        Err(error) => Err(broken(&error, child)),
     }
 }
 
@@ -156,7 +219,6 @@ impl Drop for Reaped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kms::KeyArn;
     use crate::kms::witness::Nobody;
 
     const ARN: &str = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd";
@@ -180,7 +242,7 @@ mod tests {
         let wrapped = WrappedKey { key: KeyArn::new(ARN), blob: vec![7; 6144], material: None };
         let token = GrantToken::new("t".repeat(8192));
         let context = EncryptionContext::default();
-        unwrap(executable, &provider, &wrapped, &context, Some(&token), deadline, &Nobody).await
+        unwrap(executable, &provider, &wrapped, &context, Some(&token).into(), deadline, &Nobody).await
     }
 
     async fn refusal(script: &str) -> KmsError {

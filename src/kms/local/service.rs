@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::engine::{Caller, Engine, Failed, Operation};
 use super::failure::{Failure, kms_error};
 use super::operations::aliases::CreateAlias;
-use super::operations::cipher::{Decrypt, ReEncrypt};
+use super::operations::cipher::{Decrypt, Encrypt, ReEncrypt};
 use super::operations::data_keys::{DataKeyRequest, GenerateDataKeyWithoutPlaintext};
 use super::operations::ending::{RetireGrant, RevokeGrant};
 use super::operations::grants::{CreateGrant, GrantAnswer, ListGrants};
@@ -17,11 +17,11 @@ use super::operations::keys::{CreateKey, DescribeKey, KeyAnswer, KeyMetadata};
 use super::pairs::Pairs;
 use super::principal::PrincipalName;
 use super::record::Constraints;
-use super::wire::{Blob, Token};
+use super::wire::{Blob, Secret, Token};
 use crate::kms::{
     Caps, Check, CheckOutcome, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyArn, KeyHealth,
-    KeyRef, KeyService, KmsError, Lease, LeaseSpec, Parties, Preflight, Principal, Released, Role, Witness,
-    WrappedKey,
+    KeyRef, KeyService, KmsError, Lease, LeaseSpec, Parties, Permit, Preflight, Principal, Released, Role,
+    Witness, WrappedKey,
 };
 use crate::secret::DataKey;
 
@@ -270,12 +270,12 @@ impl KeyService for LocalKms {
         &self,
         wrapped: &WrappedKey,
         context: &EncryptionContext,
-        token: Option<&GrantToken>,
+        permit: Permit<'_>,
     ) -> Result<DataKey, KmsError> {
         let request = Decrypt {
             ciphertext_blob: Blob(wrapped.blob.clone()),
             key_id: Some(wrapped.key.as_str().into()),
-            grant_tokens: token.map(wire_token).into_iter().collect(),
+            grant_tokens: permit.token.map(wire_token).into_iter().collect(),
             encryption_context: context.into(),
             ..Decrypt::default()
         };
@@ -283,6 +283,24 @@ impl KeyService for LocalKms {
         DataKey::copy_from(answer.plaintext.expose()).map_err(|error| {
             KmsError::new(Decrypt::NAME, ErrorClass::Nonsense, error.to_string()).on_key(wrapped.key.as_str())
         })
+    }
+
+    async fn wrap(
+        &self,
+        key: &KeyArn,
+        context: &EncryptionContext,
+        data_key: &DataKey,
+    ) -> Result<WrappedKey, KmsError> {
+        let plaintext = Secret::copy_from(data_key.expose())
+            .map_err(|error| KmsError::of_secret(Encrypt::NAME, &error).on_key(key.as_str()))?;
+        let request = Encrypt {
+            key_id: key.as_str().into(),
+            plaintext: Some(plaintext),
+            encryption_context: Pairs::from(context),
+            ..Encrypt::default()
+        };
+        let answer = self.call(request).await?;
+        Ok(WrappedKey { key: KeyArn::new(answer.key_id), blob: answer.ciphertext_blob.0, material: None })
     }
 
     async fn rewrap(

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::leavings::refused;
-use crate::support::{Lab, Volume, assert_succeeds, finish, text, tool};
+use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text, tool};
+use crate::tampering::change;
 
 const SIZE: u64 = 4 << 20;
 
@@ -99,4 +100,25 @@ fn a_read_only_device() {
     let device = Device::new(&lab, "--read-only");
     refused(&lab, &["--size", "4M", "--backing", &device.path], 7, &["error: backing", &device.path]);
     assert!(device.content().iter().all(|byte| *byte == 7));
+}
+
+/// A durable volume's data outlives its runs, and an envelope that says that there is none.
+#[test]
+fn a_device_keeps_a_durable_volume() {
+    let lab = Lab::new();
+    let device = Device::new(&lab, "");
+    drop(tool("qemu-io"));
+    let write = "qemu-io -f raw -c 'read -P 0 0 4M' -c 'write -P 0xab 0 1M' -c flush \"$uri\"";
+    let durable = ["--size", "4M", "--durable", "envelope", "--backing", &device.path];
+    assert_succeeds(&lab.run(&durable, write));
+    let kept = device.content();
+    let original = serde_json::from_slice(&std::fs::read(lab.path("envelope")).unwrap()).unwrap();
+    assert!(change(&lab, &original, "/life", "ephemeral".into()));
+    let open = ["--envelope", "envelope", "--backing", &device.path];
+    assert_fails(&lab.run(&open, "true"), 6, &["does not fit its mac"]);
+    assert!(device.content() == kept);
+    assert!(change(&lab, &original, "/life", "durable".into()));
+    let read = "qemu-io -r -f raw -c 'read -P 0xab 0 1M' \"$uri\"";
+    assert_succeeds(&lab.run(&open, read));
+    assert!(device.content() == kept);
 }

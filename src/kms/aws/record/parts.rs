@@ -8,6 +8,7 @@ use aws_sdk_kms::config::interceptors::{
 use aws_sdk_kms::operation::create_grant::{CreateGrantInput, CreateGrantOutput};
 use aws_sdk_kms::operation::decrypt::{DecryptInput, DecryptOutput};
 use aws_sdk_kms::operation::describe_key::{DescribeKeyInput, DescribeKeyOutput};
+use aws_sdk_kms::operation::encrypt::{EncryptInput, EncryptOutput};
 use aws_sdk_kms::operation::generate_data_key_without_plaintext::{
     GenerateDataKeyWithoutPlaintextInput, GenerateDataKeyWithoutPlaintextOutput,
 };
@@ -33,6 +34,13 @@ pub(super) fn parameters(context: &BeforeSerializationInterceptorContextRef<'_>)
     } else if let Some(it) = input.downcast_ref::<CreateGrantInput>() {
         grant(it)
     } else if let Some(it) = input.downcast_ref::<DecryptInput>() {
+        vec![
+            ("keyId", json!(it.key_id)),
+            ("encryptionContext", pairs(it.encryption_context.as_ref())),
+            ("encryptionAlgorithm", algorithm(it.encryption_algorithm.as_ref())),
+            ("dryRun", json!(it.dry_run)),
+        ]
+    } else if let Some(it) = input.downcast_ref::<EncryptInput>() {
         vec![
             ("keyId", json!(it.key_id)),
             ("encryptionContext", pairs(it.encryption_context.as_ref())),
@@ -123,6 +131,8 @@ pub(super) fn told(context: &FinalizerInterceptorContextRef<'_>) -> Option<Told>
     } else if let Some(it) = output.downcast_ref::<DecryptOutput>() {
         told.key.clone_from(&it.key_id);
         told.materials = vec![("keyMaterialId", it.key_material_id.clone().unwrap_or_default())];
+    } else if let Some(it) = output.downcast_ref::<EncryptOutput>() {
+        told.key.clone_from(&it.key_id);
     } else if let Some(it) = output.downcast_ref::<ReEncryptOutput>() {
         told.materials = vec![
             ("sourceKeyMaterialId", it.source_key_material_id.clone().unwrap_or_default()),

@@ -58,7 +58,7 @@ async fn the_role_chooses_the_profile() {
     for (role, credential) in [(Role::Host, "akidhost/"), (Role::Provisioner, "akidprovisioner/")] {
         let connector = Connector::tuned(settings.clone(), tuning(PROFILES));
         let kms = connect(connector, role).await.expect("settings");
-        kms.unwrap(&wrapped(), &context(), None).await.map(drop).expect("a data key");
+        kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
         let head = server.requests().pop().expect("a request").head;
         assert!(head.contains(&format!("credential={credential}")), "{role:?}: {head}");
     }
@@ -154,7 +154,7 @@ async fn child_calls_the_server() {
     let endpoint = std::env::var(CHILD_SERVER).expect("a server");
     let settings = Settings { endpoint: Some(endpoint), ..Settings::default() };
     let kms = AwsKms::open(&settings, Role::Host, Arc::new(Nobody)).await.expect("settings");
-    kms.unwrap(&wrapped(), &context(), None).await.map(drop).expect("a data key");
+    kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
     kms.parties().await.expect("a caller");
 }
 
@@ -176,7 +176,7 @@ async fn child_has_a_profile() {
         Settings { endpoint: Some(endpoint), host_profile: Some("host".into()), ..Settings::default() };
     let connector = Connector::tuned(settings, tuning(PROFILES));
     let kms = connect(connector, Role::Host).await.expect("settings");
-    kms.unwrap(&wrapped(), &context(), None).await.map(drop).expect("a data key");
+    kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
 }
 
 /// A proxy sees which host is asked for, and lets nothing out.

@@ -8,7 +8,7 @@ const ALL: usize = 5;
 
 async fn unwrap_against(reply: Reply, token: Option<&GrantToken>) -> (KmsError, usize) {
     let (server, kms) = pair([reply]).await;
-    let error = kms.unwrap(&wrapped(), &context(), token).await.map(drop).expect_err("a failure");
+    let error = kms.unwrap(&wrapped(), &context(), token.into()).await.map(drop).expect_err("a failure");
     assert_eq!(error.call, "Decrypt");
     assert_eq!(error.key.as_deref(), Some(ARN));
     (error, server.requests().len())
@@ -16,9 +16,8 @@ async fn unwrap_against(reply: Reply, token: Option<&GrantToken>) -> (KmsError, 
 
 #[tokio::test]
 async fn each_code_has_its_class_and_its_number_of_tries() {
-    use ErrorClass::{Config, Corrupt, Denied, Grant, Throttled, Unreachable, Unusable};
+    use ErrorClass::{Config, Corrupt, Denied, Grant, Unreachable, Unusable};
     for (status, code, class, tries) in [
-        (400, "ThrottlingException", Throttled, ALL),
         (500, "KMSInternalException", Unreachable, ALL),
         (500, "DependencyTimeoutException", Unreachable, ALL),
         (500, "KeyUnavailableException", Unreachable, ALL),
@@ -30,6 +29,7 @@ async fn each_code_has_its_class_and_its_number_of_tries() {
         (400, "InvalidKeyUsageException", Unusable, 1),
         (400, "UnsupportedOperationException", Unusable, 1),
         (400, "AccessDeniedException", Denied, 1),
+        (400, "InvalidGrantIdException", Grant, 1),
         (400, "InvalidGrantTokenException", Grant, 1),
         (400, "InvalidCiphertextException", Corrupt, 1),
         (400, "IncorrectKeyException", Corrupt, 1),
@@ -47,35 +47,110 @@ async fn each_code_has_its_class_and_its_number_of_tries() {
         assert_eq!((error.class, requests), (class, tries), "{status} {code}");
         assert_eq!(error.code.as_deref(), Some(code));
         assert_eq!(error.message, "What the service says.");
+        assert_eq!(error.attempts.map_or(1, |all| all.made as usize), tries, "{code}");
         assert_eq!(error.request_id.as_deref(), Some("request-1"), "{code}");
     }
 }
 
+/// Longer than an outage is waited for: the quota is there again in the next second, for whoever comes first.
 #[tokio::test]
-async fn throttling_of_create_grant_is_retried_and_its_quota_is_not() {
-    for (code, tries) in [("ThrottlingException", ALL), ("LimitExceededException", 1)] {
-        let (server, kms) = pair([Reply::error(400, code, "no")]).await;
-        let error = kms.lease(&key(), &context(), &spec()).await.map(drop).expect_err(code);
-        assert_eq!(error.code.as_deref(), Some(code));
-        assert_eq!(server.requests().len(), tries, "{code}");
+async fn throttling_is_waited_for_until_the_deadline() {
+    for code in ["ThrottlingException", "TooManyRequestsException"] {
+        let mut replies = vec![Reply::error(400, code, "Rate exceeded"); 3 * ALL];
+        replies.push(decrypted());
+        let (server, kms) = pair(replies).await;
+        assert!(kms.unwrap(&wrapped(), &context(), Permit::default()).await.is_ok());
+        assert_eq!(server.requests().len(), 3 * ALL + 1);
     }
 }
 
 #[tokio::test]
+async fn a_throttled_call_ends_with_what_it_met_and_the_quota() {
+    let server = Server::start([Reply::error(400, "ThrottlingException", "Rate exceeded")]).await;
+    let kms = open(Settings { deadline: Some(1), ..settings(&server) }).await;
+    let error = kms.lease(&key(), &context(), &spec()).await.map(drop).expect_err("no end of it");
+    assert_eq!((error.class, error.code.as_deref()), (ErrorClass::Throttled, Some("ThrottlingException")));
+    assert_eq!((&*error.message, error.request_id.as_deref()), ("Rate exceeded", Some("request-1")));
+    // The last attempt may have been cut off before it was sent.
+    let (made, sent) = (error.attempts.map_or(1, |all| all.made as usize), server.requests().len());
+    assert!(sent > ALL && (made == sent || made == sent + 1), "{made} attempts, {sent} requests");
+    assert!(error.to_string().contains("\"CreateGrant request rate\", by default 50 a second"), "{error}");
+}
+
+#[tokio::test]
+async fn the_last_error_is_not_lost_to_an_attempt_that_hangs() {
+    let server = Server::start([Reply::error(500, "KMSInternalException", "oops"), Reply::Silence]).await;
+    let kms = open(Settings { deadline: Some(1), ..settings(&server) }).await;
+    let error = kms.health(&KeyRef::new(ARN)).await.expect_err("the deadline");
+    assert_eq!((error.code.as_deref(), &*error.message), (Some("KMSInternalException"), "oops"));
+    assert_eq!(error.attempts.map(|all| all.made), Some(2));
+}
+
+/// SDKs take it for throttling; in KMS it is the quota of grants per key.
+#[tokio::test]
+async fn the_quota_of_grants_is_not_waited_for() {
+    let (server, kms) = pair([Reply::error(400, "LimitExceededException", "no")]).await;
+    let error = kms.lease(&key(), &context(), &spec()).await.map(drop).expect_err("over the quota");
+    assert_eq!((error.class, server.requests().len()), (ErrorClass::Unusable, 1));
+}
+
+#[tokio::test]
 async fn a_state_that_passes_is_waited_for() {
-    for state in ["creating", "updating"] {
+    for state in ["creating", "updating", "unavailable"] {
         let busy = Reply::error(400, "KMSInvalidStateException", &format!("{ARN} is {state}."));
         let (server, kms) = pair([busy.clone(), busy, decrypted()]).await;
-        assert!(kms.unwrap(&wrapped(), &context(), None).await.is_ok());
+        assert!(kms.unwrap(&wrapped(), &context(), Permit::default()).await.is_ok());
         assert_eq!(server.requests().len(), 3);
     }
+}
+
+#[tokio::test]
+async fn a_young_grant_without_its_token_is_waited_for() {
+    let denied = Reply::error(400, "AccessDeniedException", "User: arn:aws:iam::1:user/h is not authorized");
+    let refused = Reply::error(400, "InvalidGrantTokenException", "no");
+    let now = time::OffsetDateTime::now_utc();
+    let token = token();
+    for (token, minutes, replies, tries) in [
+        (None, 1, vec![denied.clone(), denied.clone(), decrypted()], Ok(3)),
+        (None, 6, vec![denied.clone(), decrypted()], Err(1)),
+        (Some(&token), 1, vec![denied.clone(), decrypted()], Err(1)),
+        // A refused token is dropped, once: its grant has ended.
+        (Some(&token), 1, vec![refused, denied, decrypted()], Err(2)),
+    ] {
+        let (server, kms) = pair(replies).await;
+        let permit = Permit { token, made: Some(now - time::Duration::minutes(minutes)) };
+        let outcome = kms.unwrap(&wrapped(), &context(), permit).await.map(drop);
+        let requests = server.requests().len();
+        let told = outcome.map(|()| requests).map_err(|error| (error.class, requests));
+        assert_eq!(told, tries.map_err(|tries| (ErrorClass::Denied, tries)));
+    }
+}
+
+/// The SDK learns the service's time from the answer and signs the next request with it.
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_set_by_the_answer() {
+    let stale = Reply::Raw(
+        "HTTP/1.1 400 Bad Request\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-length: 58\r\n\r\n\
+         {\"__type\":\"InvalidSignatureException\",\"message\":\"expired\"}",
+    );
+    let (server, kms) = pair([stale, decrypted()]).await;
+    assert!(kms.unwrap(&wrapped(), &context(), Permit::default()).await.is_ok());
+    assert!(server.requests()[1].head.contains("x-amz-date: 19941106t08"), "{}", server.requests()[1].head);
+}
+
+#[tokio::test]
+async fn a_dry_runs_answer_to_another_call_is_nonsense() {
+    let (server, kms) = pair([Reply::error(400, "DryRunOperationException", "would have succeeded")]).await;
+    let error = kms.generate(&key(), &context(), 64).await.map(drop).expect_err("no data key");
+    assert_eq!((error.class, server.requests().len()), (ErrorClass::Nonsense, 1));
+    assert!(error.message.contains("DryRunOperationException"), "{error}");
 }
 
 #[tokio::test]
 async fn an_outage_that_ends_is_not_seen() {
     let down = Reply::Answer(502, "<html>Bad Gateway</html>".into());
     let (server, kms) = pair([down, Reply::Raw(""), Reply::Raw("HTTP/1.1 200"), decrypted()]).await;
-    let key = kms.unwrap(&wrapped(), &context(), None).await.expect("the fourth try");
+    let key = kms.unwrap(&wrapped(), &context(), Permit::default()).await.expect("the fourth try");
     assert_eq!(key.expose(), plaintext().0);
     assert_eq!(server.requests().len(), 4);
 }
@@ -95,7 +170,7 @@ async fn access_denied_names_the_principal() {
 async fn a_refused_token_is_dropped_once() {
     let refused = Reply::error(400, "InvalidGrantTokenException", "no");
     let (server, kms) = pair([refused.clone(), decrypted()]).await;
-    assert!(kms.unwrap(&wrapped(), &context(), Some(&token())).await.is_ok());
+    assert!(kms.unwrap(&wrapped(), &context(), Some(&token()).into()).await.is_ok());
     let requests = server.requests();
     assert_eq!(requests[0].body["GrantTokens"], json!([TOKEN]));
     assert_eq!(requests[1].body["GrantTokens"], Value::Null);
@@ -177,7 +252,7 @@ async fn messages_hold_neither_token_nor_key() {
 async fn a_server_that_never_answers_is_left_after_the_attempts_time() {
     let server = Server::start([Reply::Silence, decrypted()]).await;
     let kms = open(Settings { attempt_timeout: Some(1), ..settings(&server) }).await;
-    assert!(kms.unwrap(&wrapped(), &context(), None).await.is_ok());
+    assert!(kms.unwrap(&wrapped(), &context(), Permit::default()).await.is_ok());
     assert_eq!(server.requests().len(), 2);
 }
 

@@ -65,7 +65,7 @@ async fn create_grant() {
 #[tokio::test]
 async fn decrypt() {
     let (server, kms) = pair([decrypted()]).await;
-    let data_key = kms.unwrap(&wrapped(), &context(), Some(&token())).await.expect("a data key");
+    let data_key = kms.unwrap(&wrapped(), &context(), Some(&token()).into()).await.expect("a data key");
     assert_eq!(server.operations(), ["decrypt"]);
     let expected = json!({
         "KeyId": ARN, "CiphertextBlob": "d3JhcHBlZA==", "GrantTokens": [TOKEN],
@@ -99,7 +99,7 @@ async fn re_encrypt() {
 #[tokio::test]
 async fn requests_say_who_sends_them() {
     let (server, kms) = pair([decrypted()]).await;
-    kms.unwrap(&wrapped(), &context(), None).await.map(drop).expect("a data key");
+    kms.unwrap(&wrapped(), &context(), Permit::default()).await.map(drop).expect("a data key");
     assert!(server.requests()[0].head.contains("app/sealblk"), "{:?}", server.requests());
 }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::kms::witness::Nobody;
 use crate::kms::{
     CheckOutcome, EncryptionContext, ErrorClass, GrantRef, GrantToken, KeyArn, KeyRef, KeyService, LeaseSpec,
-    Released, Role,
+    Permit, Released, Role,
 };
 
 struct Handles {
@@ -53,21 +53,22 @@ async fn a_volume_goes_through_its_life() {
     assert!(preflight.checks.iter().all(|check| check.outcome == CheckOutcome::Pass), "{preflight:?}");
     let wrapped = it.provisioner.generate(&key, &context(), 64).await.expect("wrapped");
     assert_eq!(wrapped.key, key);
-    let denied = it.host.unwrap(&wrapped, &context(), None).await.err().expect("no grant yet");
+    let denied = it.host.unwrap(&wrapped, &context(), Permit::default()).await.err().expect("no grant yet");
     assert_eq!((denied.class, denied.code.as_deref()), (ErrorClass::Denied, Some("AccessDeniedException")));
     assert_eq!(denied.key.as_deref(), Some(key.as_str()));
     assert!(denied.principal.is_some_and(|arn| arn.ends_with(":user/host")) && denied.request_id.is_some());
     let lease = it.provisioner.lease(&key, &context(), &spec).await.expect("granted");
-    let one = it.host.unwrap(&wrapped, &context(), Some(&lease.token)).await.expect("unwrapped");
+    let one = it.host.unwrap(&wrapped, &context(), Some(&lease.token).into()).await.expect("unwrapped");
     it.admin.rotate(&KeyRef::from(&key)).expect("rotated");
     let rewrapped = it.provisioner.rewrap(&wrapped, &context(), &key, &context()).await.expect("rewrapped");
     assert_ne!(wrapped.material, rewrapped.material);
-    let two = it.host.unwrap(&rewrapped, &context(), Some(&lease.token)).await.expect("unwrapped");
+    let two = it.host.unwrap(&rewrapped, &context(), Some(&lease.token).into()).await.expect("unwrapped");
     assert!(one.expose() == two.expose());
     let grant = GrantRef::Token { key: &key, grant_id: &lease.grant_id, token: &lease.token };
     assert_eq!(it.provisioner.release(&grant).await.expect("ended"), Released::Retired);
     assert_eq!(it.provisioner.release(&grant).await.expect("ended"), Released::AlreadyGone);
-    let gone = it.host.unwrap(&wrapped, &context(), None).await.err().expect("no grant any more");
+    let gone =
+        it.host.unwrap(&wrapped, &context(), Permit::default()).await.err().expect("no grant any more");
     assert_eq!(gone.class, ErrorClass::Denied);
 }
 
