@@ -292,7 +292,13 @@ pub(super) fn unwrap() -> Result<ExitCode, Failure> {
 }
 
 pub(super) fn runtime() -> Result<Runtime, Failure> {
-    let made = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // Signals come to the main thread alone: once that one holds them for a successor, none is lost.
+    let held = || drop(descriptors::hold_signals());
+    let made = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(held)
+        .enable_all()
+        .build();
     made.map_err(|source| Failure::Process { action: "start the runtime", source })
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{self, SignalKind};
@@ -51,6 +52,8 @@ impl Signals {
     /// successor's. A further restart is not.
     pub(super) async fn hold(&mut self, restarts: &mut RestartSignals) -> io::Result<()> {
         descriptors::hold_signals()?;
+        // What was caught before is on its way from the handler to here.
+        tokio::time::sleep(Duration::from_millis(20)).await;
         let signal = tokio::select! {
             biased;
             signal = self.next() => signal.number().as_raw(),

@@ -64,7 +64,6 @@ impl Watched {
         let failed = format!("{operation} failed");
         let key = match (operation, exit) {
             ("DescribeKey", _) => "error: KMS key alias/sealblk: ",
-            (_, 6) => "is not what the data key was wrapped with: KMS key arn:aws:kms:us-east-1:",
             _ => KEY,
         };
         let words = [&[key, &failed, error.message, error.code, "request "][..], words].concat();
