@@ -95,6 +95,14 @@ pub enum EnvelopeError {
         /// The kind that was looked for.
         provider: ProviderKind,
     },
+    /// It has as many slots as it may have.
+    #[error(
+        "the envelope of {volume} has eight slots, which is the most; rewrap it without --keep, which leaves one"
+    )]
+    NoRoom {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// A rewrapped key turned out to be another one.
     #[error(
         "the data key of {volume} under KMS key {key} is not the volume's: nothing was changed; check what answers in the KMS's place"

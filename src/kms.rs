@@ -157,6 +157,18 @@ impl Provider {
         }
     }
 
+    /// The same, in the region of `key` if that is an ARN.
+    #[must_use]
+    pub fn for_key(self, key: &str) -> Self {
+        let region = KeyArn::new(key).region().to_owned();
+        match self {
+            Self::Aws(settings) if !region.is_empty() => {
+                Self::Aws(aws::Settings { region: Some(region), ..settings })
+            }
+            other => other,
+        }
+    }
+
     /// True if both reach the same service in the same region, so that it can wrap anew what it wrapped itself.
     pub fn is_same_service(&self, other: &Self) -> bool {
         match (self, other) {

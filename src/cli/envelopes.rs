@@ -106,7 +106,9 @@ pub(super) struct RewrapArgs {
 pub(super) fn open_envelope(path: &Path, token: Option<&Path>) -> Result<Held, Failure> {
     let (envelope, document) = EnvelopeFile::open(path)?;
     let named = token.map(Path::to_path_buf);
-    let token = file::read_token(&named.clone().unwrap_or_else(|| file::token_path(path)))?;
+    // Beside the envelope itself, not beside a symbolic link to it.
+    let beside = file::token_path(envelope.path());
+    let token = file::read_token(named.as_deref().unwrap_or(&beside))?;
     if let (Some(named), None) = (&named, &token) {
         return Err(Failure::Usage(format!("--grant-token {}: no token is there", named.display())));
     }
@@ -156,9 +158,9 @@ pub(super) fn retire(
 ) -> Result<ExitCode, Failure> {
     args.kms.inherit(config);
     let held = open_envelope(&args.envelope, args.grant_token.as_deref())?;
-    let provider = args.kms.provider_of(&held.document, state)?;
+    let providers = args.kms.providers_of(&held.document, state)?;
     let volume = held.document.volume.clone();
-    let ends = run::runtime()?.block_on(end(held, &provider, args.erase, &AuditLog::open(state)?))?;
+    let ends = run::runtime()?.block_on(end(held, &providers, args.erase, &AuditLog::open(state)?))?;
     let mut failed = None;
     for (grant, ended) in ends {
         let how = match &ended {
@@ -233,6 +235,7 @@ fn rewrap_stored(args: &RewrapArgs, path: &Path, state: &Path) -> Result<Value, 
         Some(kms) => args.kms.provider_named(kms, state)?,
         None => source.clone(),
     };
+    let provider = provider.for_key(args.to_key.as_deref().unwrap_or_default());
     let own = held.document.slots.first().map(|slot| slot.key.to_string()).unwrap_or_default();
     let with_token = held.document.slots.iter().any(Slot::carries_token);
     let request = KeyRequest {

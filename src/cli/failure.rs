@@ -132,7 +132,7 @@ fn envelope_code(error: &EnvelopeError) -> u8 {
         | EnvelopeError::Forged { .. }
         | EnvelopeError::Unbound { .. }
         | EnvelopeError::AnotherKey { .. } => 6,
-        EnvelopeError::NoSlot { .. } | EnvelopeError::Grantee { .. } => 2,
+        EnvelopeError::NoRoom { .. } | EnvelopeError::NoSlot { .. } | EnvelopeError::Grantee { .. } => 2,
         EnvelopeError::NotGranted { error, .. } | EnvelopeError::Kms(error) => kms_code(error.class),
         EnvelopeError::Secret(error) => secret_code(error),
         EnvelopeError::Context(error) => context_code(error),

@@ -133,21 +133,30 @@ impl KmsOptions {
 
     /// The KMS of an envelope, unless a flag names another; AWS's region is that of the key's ARN then.
     pub(super) fn provider_of(&self, document: &Document, state: &Path) -> Result<Provider, Failure> {
-        let slots = document.slots.iter();
-        let first = slots.chain(document.since_seal.pending.iter().map(|pending| &pending.slot)).next();
+        let first = document.all_slots().next();
         let kind = first.map_or(ProviderKind::Local, |slot| slot.provider);
-        let named = self.kms.as_deref().unwrap_or(kind.as_str());
-        let provider = self.provider_named(named, state)?;
-        let slots = document.slots.iter();
-        let own = slots.chain(document.since_seal.pending.iter().map(|pending| &pending.slot));
-        let region =
-            own.filter(|slot| slot.provider == ProviderKind::Aws).map(|slot| slot.key.region()).next();
-        Ok(match (provider, region.filter(|region| !region.is_empty())) {
-            (Provider::Aws(settings), Some(region)) if self.region.is_none() => {
-                Provider::Aws(aws::Settings { region: Some(region.into()), ..settings })
+        let provider = self.provider_named(self.kms.as_deref().unwrap_or(kind.as_str()), state)?;
+        Ok(self.in_own_region(provider, document))
+    }
+
+    /// Each KMS that an envelope names, reached as the flags say.
+    pub(super) fn providers_of(&self, document: &Document, state: &Path) -> Result<Vec<Provider>, Failure> {
+        let mut providers = vec![self.provider_of(document, state)?];
+        for kind in [ProviderKind::Local, ProviderKind::Aws] {
+            if providers[0].kind() != kind {
+                let provider = self.provider_named(kind.as_str(), state)?;
+                providers.push(self.in_own_region(provider, document));
             }
-            (provider, _) => provider,
-        })
+        }
+        Ok(providers)
+    }
+
+    fn in_own_region(&self, provider: Provider, document: &Document) -> Provider {
+        let own = document.all_slots().find(|slot| slot.provider == ProviderKind::Aws);
+        match own {
+            Some(slot) if self.region.is_none() => provider.for_key(slot.key.as_str()),
+            _ => provider,
+        }
     }
 
     /// A KMS by its name on the command line, reached as the other flags say.

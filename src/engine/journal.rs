@@ -207,7 +207,10 @@ impl Ledger for Entry {
         self.change(|note| note.grants.push(grant))
     }
 
-    fn ended(&mut self, id: &str) -> Result<(), EnvelopeError> {
+    fn settled(&mut self, id: &str) -> Result<(), EnvelopeError> {
+        if !self.note.grants.iter().any(|grant| grant.id.as_deref() == Some(id)) {
+            return Ok(());
+        }
         self.change(|note| note.grants.retain(|grant| grant.id.as_deref() != Some(id)))
     }
 }

@@ -1,6 +1,7 @@
 //! Envelopes without a volume: made, moved and retired by whoever provisions.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -13,7 +14,10 @@ use crate::envelope::{
     self, Document, EnvelopeError, EnvelopeFile, Held, KeyRequest, Layout, Life, Rewrapped, Superseded,
     Target, Unwrapper, VolumeId, bind, file,
 };
-use crate::kms::{GrantRef, KeyArn, KmsError, Lease, Principal, Provider, Released, Role};
+use crate::kms::{
+    ErrorClass, GrantRef, GrantToken, KeyArn, KeyRef, KmsError, Lease, Principal, Provider, Released, Role,
+    Witness,
+};
 
 /// An envelope to be made.
 pub struct Order {
@@ -95,7 +99,7 @@ pub async fn provision(order: Order) -> Result<Provisioned, EngineError> {
             Ok(Provisioned { volume, key: prepared.key, grant_id, grantee: prepared.lease.grantee })
         }
         Err(error) => {
-            abandon(journal, &order.audit).await;
+            abandon(&journal, &order.audit).await;
             Err(error)
         }
     }
@@ -148,41 +152,31 @@ pub async fn rewrap(
             Ok(rewrapped)
         }
         Err(error) => {
-            abandon(journal, audit).await;
+            abandon(&journal, audit).await;
             Err(error.into())
         }
     }
 }
 
 /// Ends every grant that an envelope names; afterwards no host opens it without a new one. With `erase` the
-/// envelope goes too, and with it the last way to the data.
+/// envelope goes too, and with it the last way to the data, unless a grant is left. `providers` has one of each kind
+/// that the envelope names.
 ///
 /// # Errors
 /// An [`EngineError`] if the envelope cannot be written; what became of each grant is in the answer.
 pub async fn retire(
     mut held: Held,
-    provider: &Provider,
+    providers: &[Provider],
     erase: bool,
     audit: &AuditLog,
 ) -> Result<Vec<(Superseded, Result<Released, KmsError>)>, EngineError> {
     let witness = audit.for_volume(held.document.volume.as_str());
-    let kms = provider.open(Role::Provisioner, witness).await?;
-    let superseded = std::mem::take(&mut held.document.since_seal.superseded);
-    let all = held.document.grants().chain(superseded).filter(|grant| grant.provider == provider.kind());
+    let superseded = held.document.since_seal.superseded.clone();
     let mut ends = Vec::new();
-    for (number, grant) in all.collect::<Vec<_>>().into_iter().enumerate() {
-        let by_id = GrantRef::Id { key: &grant.key, grant_id: &grant.grant };
-        let end = match &held.token {
-            // The token is the quick way, but after a rewrap that did not come to its end it may be another grant's.
-            Some(token) if number == 0 => {
-                let by_token = GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token };
-                match (kms.release(&by_token).await, kms.release(&by_id).await) {
-                    (Ok(ended), Ok(Released::AlreadyGone)) => Ok(ended),
-                    (_, end) => end,
-                }
-            }
-            _ => kms.release(&by_id).await,
-        };
+    for (number, grant) in held.document.grants().chain(superseded).enumerate() {
+        // The token is the first slot's, but after a rewrap that did not come to its end.
+        let token = held.token.as_ref().filter(|_| number == 0);
+        let end = end_grant(providers, &grant, token, &witness).await;
         ends.push((grant, end));
     }
     let failed = ends.iter().any(|(_, end)| end.is_err());
@@ -200,4 +194,30 @@ pub async fn retire(
         held.save()?;
     }
     Ok(ends)
+}
+
+/// Ends one grant. A key that the KMS does not know is no proof that its grants are gone: it may be another KMS's.
+async fn end_grant(
+    providers: &[Provider],
+    grant: &Superseded,
+    token: Option<&GrantToken>,
+    witness: &Arc<dyn Witness>,
+) -> Result<Released, KmsError> {
+    let provider = providers.iter().find(|provider| provider.kind() == grant.provider).ok_or_else(|| {
+        let message = format!("it is at a KMS of kind {}, which was not named", grant.provider);
+        KmsError::new("RetireGrant", ErrorClass::Config, message).on_key(grant.key.as_str())
+    })?;
+    let kms = provider.open(Role::Provisioner, witness.clone()).await?;
+    match kms.health(&KeyRef::from(&grant.key)).await {
+        Err(error) if error.code.as_deref() == Some("NotFoundException") => return Err(error),
+        _ => {}
+    }
+    let by_id = GrantRef::Id { key: &grant.key, grant_id: &grant.grant };
+    let Some(token) = token else { return kms.release(&by_id).await };
+    let by_token = GrantRef::Token { key: &grant.key, grant_id: &grant.grant, token };
+    // The token is the quick way, but it may be another grant's.
+    match (kms.release(&by_token).await, kms.release(&by_id).await) {
+        (Ok(ended), Ok(Released::AlreadyGone)) => Ok(ended),
+        (_, end) => end,
+    }
 }

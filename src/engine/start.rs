@@ -59,7 +59,7 @@ pub async fn start<T, E: From<EngineError>>(
         },
         Err(error) => error,
     };
-    abandon(making.journal, &making.specification.audit).await;
+    abandon(&making.journal, &making.specification.audit).await;
     Err(error)
 }
 
@@ -113,7 +113,16 @@ impl Start {
         })?;
         leftover.give_name()?;
         steps.push(Step::now("backing-opened"));
-        let unlocked = plan.unlock(&by, journal, steps).await?;
+        let unlocked = match plan.unlock(&by, journal, steps).await {
+            Ok(unlocked) => unlocked,
+            Err(error) => {
+                // A seal that was written without its answer needs its backing; what does not is in the journal.
+                if plan.document.is_sealed() && plan.document.life == Life::Durable {
+                    drop(leftover.preserved());
+                }
+                return Err(error);
+            }
+        };
         Ok(Made { plan, listeners, private, store, leftover, by, unlocked })
     }
 

@@ -100,7 +100,7 @@ pub async fn sweep(state: &Path, audit: &AuditLog, dry_run: bool) -> Vec<Swept> 
 }
 
 /// Undoes what a process has made that lives and gives up, as if it had died.
-pub(super) async fn abandon(journal: Entry, audit: &AuditLog) {
+pub(super) async fn abandon(journal: &Entry, audit: &AuditLog) {
     let path = journal.path().to_path_buf();
     let mut swept = Swept { path, volume: None, deeds: Vec::new(), outcome: Ok(()) };
     let cleared = match File::open(&swept.path) {
@@ -143,9 +143,11 @@ async fn clear(
     let leftovers: Vec<_> = note.grants.iter().filter(|grant| !names(kept.as_ref(), grant)).collect();
     let age = journal.metadata()?.modified()?.elapsed().unwrap_or_default();
     let witness = audit.for_volume(note.volume.as_str());
+    let mut ended = Ok(());
     for grant in leftovers {
-        end(grant, age, dry_run, &witness, &mut swept.deeds).await?;
+        ended = ended.and(end(grant, age, dry_run, &witness, &mut swept.deeds).await);
     }
+    ended?;
     removed?;
     if !dry_run {
         fs::remove_file(&swept.path)?;

@@ -23,7 +23,7 @@ const FORMAT: u32 = 1;
 /// Longest document in bytes: many times what a few slots take.
 pub(super) const MAX_LENGTH: u64 = 256 * 1024;
 /// Most slots, so that an unlock ends.
-const MAX_SLOTS: usize = 8;
+pub(super) const MAX_SLOTS: usize = 8;
 /// What neither the digests nor the MAC cover: themselves.
 const NOT_DIGESTED: [&str; 2] = ["digests", "mac"];
 /// The field that the provisioner changes without the data key.
@@ -303,13 +303,18 @@ impl Document {
 
     /// Name for the next grant: no two slots' grants share one.
     pub fn next_grant_name(&self) -> String {
-        format!("{}:{}", self.volume, self.revision)
+        let number = uuid::Uuid::new_v4().simple().to_string();
+        format!("{}:{}", self.volume, &number[..8])
     }
 
-    /// Every grant that the document knows, with its key.
+    /// The slots, a pending one last.
+    pub fn all_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().chain(self.since_seal.pending.iter().map(|pending| &pending.slot))
+    }
+
+    /// Every grant that the slots have, with its key.
     pub fn grants(&self) -> impl Iterator<Item = Superseded> {
-        let pending = self.since_seal.pending.iter().map(|pending| &pending.slot);
-        self.slots.iter().chain(pending).filter_map(Slot::as_superseded)
+        self.all_slots().filter_map(Slot::as_superseded)
     }
 }
 

@@ -113,11 +113,11 @@ pub trait Ledger: Send {
     /// As above.
     fn will_end(&mut self, provider: &Provider, key: &KeyArn, id: &str) -> Result<(), EnvelopeError>;
 
-    /// A grant has been ended.
+    /// A grant has been ended, or is the envelope's own: there is nothing left to remember.
     ///
     /// # Errors
     /// As above.
-    fn ended(&mut self, id: &str) -> Result<(), EnvelopeError>;
+    fn settled(&mut self, id: &str) -> Result<(), EnvelopeError>;
 }
 
 /// Makes the grant, remembering first that it may be there. One whose making got no answer is found by its name.

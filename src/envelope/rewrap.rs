@@ -6,7 +6,7 @@
 //! new one, and the ledger knows of every grant that the envelope does not name.
 
 use super::EnvelopeError;
-use super::document::{Document, Pending, Slot, Superseded};
+use super::document::{Document, MAX_SLOTS, Pending, Slot, Superseded};
 use super::file::{self, EnvelopeFile};
 use super::provision::{KeyRequest, Ledger, Prepared, lease, prepare};
 use super::seal::SealKey;
@@ -74,11 +74,14 @@ pub async fn rewrap(
     target: &Target,
     ledger: &mut dyn Ledger,
 ) -> Result<Rewrapped, EnvelopeError> {
+    if target.keep_others && held.document.slots.len() >= MAX_SLOTS {
+        return Err(EnvelopeError::NoRoom { volume: held.document.volume.clone() });
+    }
     let kms = source.at(&target.provider).provisioner().await?;
     let prepared = prepare_for(held, target, &*kms).await?;
     let wrapped = wrap_anew(held, source, target, &prepared.key).await?;
     let (key, material) = (wrapped.key.clone(), wrapped.material.clone());
-    note_old_grants(held, &source.provider, ledger)?;
+    note_old_grants(held, source, target, ledger)?;
     // What an earlier rewrap left half done is dropped with its grant.
     let given_up = held.document.since_seal.pending.take();
     held.document.since_seal.superseded.extend(given_up.iter().filter_map(|old| old.slot.as_superseded()));
@@ -86,13 +89,23 @@ pub async fn rewrap(
     let slot = Slot::new(target.provider.kind(), wrapped);
     held.document.since_seal.pending = Some(Pending { slot, keep_others: target.keep_others });
     held.save()?;
-    match admit(held, source, target, &*kms, &prepared, ledger).await {
-        Ok((grant_id, verified)) => {
-            let left = end_superseded(held, source, ledger).await?;
+    let lease = match lease(&*kms, &target.provider, &prepared, ledger).await {
+        Ok(lease) => lease,
+        Err(error) => {
+            withdraw(held, &*kms, None, ledger).await;
+            return Err(error);
+        }
+    };
+    match admit(held, source, target, &prepared, &lease).await {
+        Ok(verified) => {
+            let Lease { grant_id, token } = lease;
+            held.token = Some(token);
+            let left = end_superseded(held, source, ledger).await;
+            keep_own(held, ledger);
             Ok(Rewrapped { key, material, grant_id, verified, left })
         }
         Err(error) => {
-            withdraw(held, &*kms).await;
+            withdraw(held, &*kms, Some(&lease), ledger).await;
             Err(error)
         }
     }
@@ -143,35 +156,48 @@ async fn wrap_anew(
 }
 
 /// What is dropped later has to be ended later, also if this process is gone by then.
-fn note_old_grants(held: &Held, provider: &Provider, ledger: &mut dyn Ledger) -> Result<(), EnvelopeError> {
-    for old in held.document.grants().filter(|old| old.provider == provider.kind()) {
-        ledger.will_end(provider, &old.key, &old.grant)?;
+fn note_old_grants(
+    held: &Held,
+    source: &Unwrapper,
+    target: &Target,
+    ledger: &mut dyn Ledger,
+) -> Result<(), EnvelopeError> {
+    let document = &held.document;
+    let slots = document.slots.iter().filter(|_| !target.keep_others);
+    let dropped = slots.chain(document.since_seal.pending.iter().map(|pending| &pending.slot));
+    for old in dropped.filter_map(Slot::as_superseded).filter(|old| old.provider == source.provider.kind()) {
+        ledger.will_end(&source.provider, &old.key, &old.grant)?;
     }
     Ok(())
 }
 
-/// Gives the pending slot its grant, verifies it and takes it in. Tells the grant's id, and whether it was verified.
+/// What the envelope names is its own, and nobody's leftover: not even if the file has another name, or is not to be
+/// found, by the time somebody looks. A volume without a file has its grants in the ledger only.
+fn keep_own(held: &Held, ledger: &mut dyn Ledger) {
+    let own = held.document.grants().filter(|_| held.file.is_some());
+    for grant in own {
+        if let Err(error) = ledger.settled(&grant.grant) {
+            tracing::warn!(%error, "the journal still lists a grant that the envelope needs");
+        }
+    }
+}
+
+/// Gives the pending slot its grant, verifies it and takes it in. Tells whether it was verified.
 async fn admit(
     held: &mut Held,
     source: &Unwrapper,
     target: &Target,
-    kms: &dyn KeyService,
     prepared: &Prepared,
-    ledger: &mut dyn Ledger,
-) -> Result<(String, bool), EnvelopeError> {
-    let Lease { grant_id, token } = {
-        let lease = lease(kms, &target.provider, prepared, ledger).await?;
-        if let Some(pending) = &mut held.document.since_seal.pending {
-            pending.slot.grant = Some(prepared.grant(&lease, target.with_token));
-        }
-        lease
-    };
-    if let Some(file) = held.file.as_ref().filter(|_| !target.with_token) {
-        file::write_token(&file::token_path(file.path()), &token)?;
+    lease: &Lease,
+) -> Result<bool, EnvelopeError> {
+    if let Some(pending) = &mut held.document.since_seal.pending {
+        pending.slot.grant = Some(prepared.grant(lease, target.with_token));
     }
     held.save()?;
-    let by = source.at(&target.provider);
-    let verified = verify(held, &by, &token).await?;
+    if let Some(file) = held.file.as_ref().filter(|_| !target.with_token) {
+        file::write_token(&file::token_path(file.path()), &lease.token)?;
+    }
+    let verified = verify(held, &source.at(&target.provider), &lease.token).await?;
     if verified {
         take_in_pending(&mut held.document);
         if let Some(seal) = &held.seal {
@@ -179,8 +205,7 @@ async fn admit(
         }
         held.save()?;
     }
-    held.token = Some(token);
-    Ok((grant_id, verified))
+    Ok(verified)
 }
 
 /// Unwraps the pending slot and compares its data key with the volume's own, by what is derived from it. False if
@@ -210,45 +235,54 @@ async fn verify(held: &mut Held, by: &Unwrapper, token: &GrantToken) -> Result<b
     Ok(true)
 }
 
-/// Ends the grants of dropped slots. What the provider at hand cannot end stays in the document.
+/// Ends the grants of dropped slots. What the provider at hand cannot end stays in the document, and in the ledger.
 async fn end_superseded(
     held: &mut Held,
     source: &Unwrapper,
     ledger: &mut dyn Ledger,
-) -> Result<Vec<(Superseded, KmsError)>, EnvelopeError> {
+) -> Vec<(Superseded, KmsError)> {
+    let kind = source.provider.kind();
+    let all = held.document.since_seal.superseded.iter().filter(|old| old.provider == kind).cloned();
+    let all: Vec<_> = all.collect();
     let mut left = Vec::new();
-    let superseded = std::mem::take(&mut held.document.since_seal.superseded);
-    if superseded.is_empty() {
-        return Ok(left);
-    }
-    let kms = source.provisioner().await?;
-    for old in superseded {
-        if old.provider != source.provider.kind() {
-            held.document.since_seal.superseded.push(old);
-            continue;
-        }
-        match kms.release(&GrantRef::Id { key: &old.key, grant_id: &old.grant }).await {
-            Ok(_) => ledger.ended(&old.grant)?,
-            Err(error) => {
-                held.document.since_seal.superseded.push(old.clone());
-                left.push((old, error));
+    let kms = match source.provisioner().await {
+        Ok(kms) => kms,
+        Err(error) => return all.into_iter().map(|old| (old, error.clone())).collect(),
+    };
+    for old in all {
+        let is_needed = held.document.grants().any(|own| own.grant == old.grant);
+        let end = GrantRef::Id { key: &old.key, grant_id: &old.grant };
+        let ended = if is_needed { Ok(()) } else { kms.release(&end).await.map(drop) };
+        let noted = match ended {
+            Ok(()) => {
+                held.document.since_seal.superseded.retain(|other| *other != old);
+                held.save().and_then(|()| ledger.settled(&old.grant))
             }
+            Err(error) => {
+                left.push((old, error));
+                Ok(())
+            }
+        };
+        // The slot has moved already: what is still noted is looked at again, and found to have ended.
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the end of an old grant could not be noted");
         }
     }
-    held.save()?;
-    Ok(left)
+    left
 }
 
 /// Takes a pending slot back that could not be admitted. What fails here is the ledger's to end.
-async fn withdraw(held: &mut Held, kms: &dyn KeyService) {
+async fn withdraw(held: &mut Held, kms: &dyn KeyService, made: Option<&Lease>, ledger: &mut dyn Ledger) {
     let Some(pending) = held.document.since_seal.pending.take() else { return };
     if let Err(error) = held.save() {
         tracing::warn!(%error, "the envelope still has a pending slot, which the next opening passes over");
         return;
     }
-    if let Some(grant) = &pending.slot.grant
-        && let Err(error) = kms.release(&GrantRef::Id { key: &pending.slot.key, grant_id: &grant.id }).await
-    {
+    keep_own(held, ledger);
+    let Some(Lease { grant_id, token }) = made else { return };
+    let grant = GrantRef::Token { key: &pending.slot.key, grant_id, token };
+    let ended = kms.release(&grant).await.map_err(EnvelopeError::from);
+    if let Err(error) = ended.and_then(|_| ledger.settled(grant_id)) {
         tracing::warn!(%error, "the new grant is left over; the next start or `sealblk gc` retires it");
     }
 }

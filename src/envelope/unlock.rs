@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::EnvelopeError;
-use super::document::{Document, Grant, Pending, Slot};
+use super::document::{Document, Grant, MAX_SLOTS, Pending, Slot};
 use super::seal::SealKey;
 use crate::kms::isolate::{self, Transfer};
 use crate::kms::{ErrorClass, GrantToken, KeyService, KmsError, Permit, Provider, Role, Witness, WrappedKey};
@@ -147,6 +147,9 @@ pub(super) fn take_in_pending(document: &mut Document) {
         document.since_seal.superseded.extend(dropped.iter().filter_map(Slot::as_superseded));
     }
     document.slots.insert(0, slot);
+    // A pending slot is written by who has no MAC: it must not make an envelope that nobody can read.
+    let too_many = document.slots.split_off(document.slots.len().min(MAX_SLOTS));
+    document.since_seal.superseded.extend(too_many.iter().filter_map(Slot::as_superseded));
 }
 
 fn forged(document: &Document) -> EnvelopeError {

@@ -99,6 +99,8 @@ pub struct Attempts {
     pub made: u32,
     /// Whole seconds from the first to the end of the last.
     pub seconds: u64,
+    /// One of them at least got no answer, and so may have had its effect.
+    pub unanswered: bool,
 }
 
 /// A KMS call that failed: what was tried, on what, what came back.
@@ -121,6 +123,13 @@ pub struct KmsError {
     /// How often it was tried, if more than once; all else here is about the last attempt that got an answer.
     #[serde(default)]
     pub attempts: Option<Attempts>,
+}
+
+impl ErrorClass {
+    /// True if the service has said no: the call had no effect.
+    fn is_refusal(self) -> bool {
+        !matches!(self, Self::Unreachable | Self::Nonsense | Self::Storage)
+    }
 }
 
 impl KmsError {
@@ -148,9 +157,10 @@ impl KmsError {
         Self::new(call, class, error.to_string())
     }
 
-    /// True if the service has refused the call, so that it had no effect; false if that is not known.
+    /// True if the service has refused the call, so that it had no effect; false if that is not known: of several
+    /// attempts the last error is told, and an earlier one may have got through without its answer.
     pub fn is_definite(&self) -> bool {
-        !matches!(self.class, ErrorClass::Unreachable | ErrorClass::Nonsense | ErrorClass::Storage)
+        !self.attempts.is_some_and(|attempts| attempts.unanswered) && self.class.is_refusal()
     }
 
     /// Names the key.

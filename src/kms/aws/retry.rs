@@ -87,11 +87,13 @@ pub(super) struct Tries {
     started: Instant,
     made: u32,
     last: Option<KmsError>,
+    /// An attempt has got no answer.
+    unanswered: bool,
 }
 
 impl Tries {
     pub(super) fn new(pace: Pace) -> Self {
-        Self { pace, started: Instant::now(), made: 0, last: None }
+        Self { pace, started: Instant::now(), made: 0, last: None, unanswered: false }
     }
 
     /// Makes an attempt, cut off at the deadline.
@@ -119,6 +121,7 @@ impl Tries {
         match tokio::time::timeout_at(self.started + self.pace.deadline, work).await {
             Ok(outcome) => Ok(outcome),
             Err(_) => {
+                self.unanswered = true;
                 let error = self.last.take().unwrap_or_else(late);
                 Err(self.sign(error))
             }
@@ -130,6 +133,7 @@ impl Tries {
     /// # Errors
     /// The error that it was given, where no other attempt is to be made.
     pub(super) async fn pause(&mut self, error: KmsError, again: Again) -> Result<(), KmsError> {
+        self.unanswered |= !error.is_definite();
         let left = self.pace.deadline.saturating_sub(self.started.elapsed());
         let first = match again {
             Again::Slowly => SLOW * self.pace.first,
@@ -156,7 +160,8 @@ impl Tries {
 
     /// Says in the error how often and how long it was tried.
     fn sign(&self, error: KmsError) -> KmsError {
-        let attempts = Attempts { made: self.made, seconds: self.started.elapsed().as_secs() };
+        let seconds = self.started.elapsed().as_secs();
+        let attempts = Attempts { made: self.made, seconds, unanswered: self.unanswered };
         KmsError { attempts: (self.made > 1).then_some(attempts), ..error }
     }
 }
