@@ -66,6 +66,9 @@ pub struct RewrapRequest {
     /// Who may end the grant; without it, whom the volume's grant names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retiring: Option<Principal>,
+    /// The slots that are there stay beside the new one.
+    #[serde(default)]
+    pub keep_others: bool,
 }
 
 /// The body of a stop.

@@ -7,19 +7,37 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-/// Puts `bytes` in the place of `path` (mode 0600), on disk when this returns. The returned file holds the lock of
-/// the new one; whoever replaces a file that others use holds the lock of the old one already.
+/// Puts `bytes` in the place of `path`, on disk when this returns: with the old one's owner and mode where there is
+/// one and that is allowed, else with mode 0600. The returned file holds the lock of the new one; whoever replaces a
+/// file that others use holds the lock of the old one already.
 ///
 /// # Errors
 /// The operating system's; the old file is untouched then, but for an error after the renaming.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    put(path, bytes, |from, to| fs::rename(from, to))
+    put(path, bytes, |from, to| {
+        if let Ok(old) = fs::metadata(to) {
+            inherit(from, &old)?;
+        }
+        fs::rename(from, to)
+    })
+}
+
+/// Root that replaces somebody's file leaves it theirs.
+fn inherit(successor: &Path, old: &fs::Metadata) -> io::Result<()> {
+    let new = fs::symlink_metadata(successor)?;
+    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+        match std::os::unix::fs::lchown(successor, Some(old.uid()), Some(old.gid())) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
+    fs::set_permissions(successor, fs::Permissions::from_mode(old.mode() & 0o777))
 }
 
 /// As [`replace`], for a name that must not exist.
@@ -36,21 +54,39 @@ pub fn create(path: &Path, bytes: &[u8]) -> io::Result<File> {
 
 fn put(path: &Path, bytes: &[u8], name: impl FnOnce(&Path, &Path) -> io::Result<()>) -> io::Result<File> {
     let successor = unfinished(path);
-    let written = write(&successor, bytes).and_then(|file| name(&successor, path).map(|()| file));
-    let file = written.inspect_err(|_| {
-        // It may not have been made at all.
+    let file = make(&successor)?;
+    let written = write(&file, bytes).and_then(|()| name(&successor, path));
+    written.inspect_err(|_| {
+        // It may have its name already; then the next one finds it.
         let _ = fs::remove_file(&successor);
     })?;
     File::open(directory_of(path))?.sync_all()?;
     Ok(file)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+/// A new file, locked. One of a dead process is taken away before; one that is locked is somebody's who is writing.
+fn make(path: &Path) -> io::Result<File> {
+    match lock_if_free(path) {
+        Ok(Some(_lock)) => fs::remove_file(path)?,
+        Ok(None) => return Err(io::ErrorKind::WouldBlock.into()),
+        Err(_) => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
     Ok(file)
+}
+
+fn write(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Opens a file for reading without waiting for anybody: a pipe that nobody writes to is opened at once.
+///
+/// # Errors
+/// The operating system's.
+pub fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
 }
 
 /// Removes `path`, on disk when this returns; a file that is gone already is no error.
@@ -82,7 +118,7 @@ fn directory_of(path: &Path) -> &Path {
 /// The operating system's.
 pub fn lock_if_free(path: &Path) -> io::Result<Option<File>> {
     loop {
-        let file = File::open(path)?;
+        let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             locked => locked?,

@@ -160,9 +160,9 @@ pub(super) fn retire(
     let held = open_envelope(&args.envelope, args.grant_token.as_deref())?;
     let providers = args.kms.providers_of(&held.document, state)?;
     let volume = held.document.volume.clone();
-    let ends = run::runtime()?.block_on(end(held, &providers, args.erase, &AuditLog::open(state)?))?;
+    let retired = run::runtime()?.block_on(end(held, &providers, args.erase, &AuditLog::open(state)?));
     let mut failed = None;
-    for (grant, ended) in ends {
+    for (grant, ended) in retired.ends {
         let how = match &ended {
             Ok(released) => json!(released),
             Err(error) => json!({ "error": error.to_string() }),
@@ -177,6 +177,7 @@ pub(super) fn retire(
         }
         failed = failed.or(ended.err());
     }
+    retired.noted?;
     match failed {
         Some(error) => Err(error.into()),
         None => Ok(ExitCode::SUCCESS),
@@ -191,6 +192,10 @@ pub(super) fn rewrap(
 ) -> Result<ExitCode, Failure> {
     args.kms.inherit(config);
     let moved = match named(&args.what, &state)? {
+        Named::Socket(_) if args.grant_token.is_some() => {
+            let why = "--grant-token is for a stored envelope; a served volume has its token";
+            return Err(Failure::Usage(why.into()));
+        }
         Named::Socket(path) => rewrap_served(&args, &path, &state)?,
         Named::Envelope(path) => rewrap_stored(&args, &path, &state)?,
     };
@@ -224,6 +229,7 @@ fn rewrap_served(args: &RewrapArgs, socket: &Path, state: &Path) -> Result<Value
         provider,
         grantee: args.kms.grantee.as_ref().map(Principal::new),
         retiring: args.kms.retiring.as_ref().map(Principal::new),
+        keep_others: args.keep,
     };
     runtime.block_on(ask(socket, Method::POST, "/v1/volume/rewrap", Some(json!(request)), REWRAP_PATIENCE))
 }

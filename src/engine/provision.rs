@@ -109,12 +109,13 @@ fn map<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The token first: an envelope that is there is whole.
+/// The envelope first: of two that are made at once under one name, one is refused before it writes a token. Without
+/// its token an envelope is whole; its grant works a little later.
 fn write(order: &Order, document: &mut Document, lease: &Lease) -> Result<(), EngineError> {
+    let _locked = EnvelopeFile::create(&order.envelope, document)?;
     if order.token == TokenPlace::File {
         file::write_token(&file::token_path(&order.envelope), &lease.token)?;
     }
-    EnvelopeFile::create(&order.envelope, document)?;
     Ok(())
 }
 
@@ -161,15 +162,7 @@ pub async fn rewrap(
 /// Ends every grant that an envelope names; afterwards no host opens it without a new one. With `erase` the
 /// envelope goes too, and with it the last way to the data, unless a grant is left. `providers` has one of each kind
 /// that the envelope names.
-///
-/// # Errors
-/// An [`EngineError`] if the envelope cannot be written; what became of each grant is in the answer.
-pub async fn retire(
-    mut held: Held,
-    providers: &[Provider],
-    erase: bool,
-    audit: &AuditLog,
-) -> Result<Vec<(Superseded, Result<Released, KmsError>)>, EngineError> {
+pub async fn retire(held: Held, providers: &[Provider], erase: bool, audit: &AuditLog) -> Retired {
     let witness = audit.for_volume(held.document.volume.as_str());
     let superseded = held.document.since_seal.superseded.clone();
     let mut ends = Vec::new();
@@ -180,20 +173,37 @@ pub async fn retire(
         ends.push((grant, end));
     }
     let failed = ends.iter().any(|(_, end)| end.is_err());
-    let details =
-        [("erased", json!(erase && !failed)), ("grants", json!(ends.len())), ("failed", json!(failed))];
-    audit.volume("VolumeRetired", held.document.volume.as_str(), map(details));
-    let Some(file) = held.file.take() else { return Ok(ends) };
-    if erase && !failed {
-        file.remove()?;
-    } else {
-        held.file = Some(file);
-        let left = ends.iter().filter(|(_, end)| end.is_err()).map(|(grant, _)| grant.clone());
-        held.document.since_seal.superseded = left.collect();
-        held.document.since_seal.retired = (!failed).then(time::OffsetDateTime::now_utc);
-        held.save()?;
+    let volume = held.document.volume.clone();
+    let count = ends.len();
+    let noted = note_ends(held, &ends, erase && !failed);
+    let erased = erase && !failed && noted.is_ok();
+    let details = [("erased", json!(erased)), ("grants", json!(count)), ("failed", json!(failed))];
+    audit.volume("VolumeRetired", volume.as_str(), map(details));
+    Retired { ends, noted }
+}
+
+/// Removes the envelope, or writes down what is left in it.
+fn note_ends(mut held: Held, ends: &[End], erase: bool) -> Result<(), EnvelopeError> {
+    if !erase {
+        let own: Vec<_> = held.document.grants().collect();
+        let left = ends.iter().filter(|(grant, end)| end.is_err() && !own.contains(grant));
+        held.document.since_seal.superseded = left.map(|(grant, _)| grant.clone()).collect();
+        let all_ended = ends.iter().all(|(_, end)| end.is_ok());
+        held.document.since_seal.retired = all_ended.then(time::OffsetDateTime::now_utc);
+        return held.save();
     }
-    Ok(ends)
+    held.file.map_or(Ok(()), EnvelopeFile::remove)
+}
+
+/// A grant, and how it ended.
+pub type End = (Superseded, Result<Released, KmsError>);
+
+/// What became of an envelope that was to be retired.
+pub struct Retired {
+    /// Its grants.
+    pub ends: Vec<End>,
+    /// Whether the envelope could be written or removed.
+    pub noted: Result<(), EnvelopeError>,
 }
 
 /// Ends one grant. A key that the KMS does not know is no proof that its grants are gone: it may be another KMS's.

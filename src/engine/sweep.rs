@@ -172,9 +172,7 @@ fn envelope_and_files(note: &Note) -> io::Result<(Option<Document>, Vec<PathBuf>
             Ok(_) => files.extend(
                 [envelope_file::token_path(path), path.clone()].into_iter().filter(|path| path.exists()),
             ),
-            Err(envelope::EnvelopeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                files.extend(Some(envelope_file::token_path(path)).filter(|path| path.exists()));
-            }
+            Err(envelope::EnvelopeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             // A damaged envelope may be mended by its owner: until then nothing of it is a leftover.
             Err(error) => return Err(io::Error::other(error.to_string())),
         }

@@ -89,7 +89,7 @@ impl EnvelopeFile {
 /// # Errors
 /// [`EnvelopeError::Io`], [`EnvelopeError::Flaw`].
 pub fn read(path: &Path) -> Result<Document, EnvelopeError> {
-    parse(&File::open(path).map_err(failed("open", path))?, path)
+    parse(&files::open(path).map_err(failed("open", path))?, path)
 }
 
 fn parse(file: &File, path: &Path) -> Result<Document, EnvelopeError> {
@@ -127,7 +127,7 @@ pub fn token_path(path: &Path) -> PathBuf {
 /// # Errors
 /// [`EnvelopeError::Io`].
 pub fn read_token(path: &Path) -> Result<Option<GrantToken>, EnvelopeError> {
-    let file = match File::open(path) {
+    let file = match files::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(failed("open", path))?,
     };

@@ -228,11 +228,10 @@ impl<'a> Attendance<'a> {
     }
 
     fn rewrap(&mut self, order: Order, request: RewrapRequest) {
-        let RewrapRequest { to_key, provider, grantee, retiring } = request;
+        let RewrapRequest { to_key, provider, grantee, retiring, keep_others } = request;
         let provider = provider.unwrap_or_else(|| self.running.provider().clone());
         let key = KeyRequest { key: to_key, context: Default::default(), grantee, retiring, preflight: true };
-        let target =
-            Target { provider: provider.clone(), request: key, keep_others: false, with_token: false };
+        let target = Target { provider: provider.clone(), request: key, keep_others, with_token: false };
         let moving = self.running.rewrap(target);
         self.rewraps.spawn(async move { Moved { order, provider, result: moving.await } });
     }
