@@ -41,7 +41,6 @@ pub struct Cli {
     #[arg(long, global = true, env = "SEALBLK_CONFIG", value_name = "FILE")]
     config: Option<OsString>,
 
-    /// Directory for journals and the embedded KMS [default: /var/lib/sealblk for root, else
     /// Directory for journals, the audit log and the embedded KMS [default: /var/lib/sealblk for root, else
     /// $XDG_STATE_HOME/sealblk or ~/.local/state/sealblk]
     #[arg(long, global = true, env = "SEALBLK_STATE_DIR", value_name = "DIR")]

@@ -8,7 +8,7 @@ mod volume;
 pub(super) use attend::describe as describe_rewrap;
 pub(super) use successor::{PROBE, Successor, probe};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -25,7 +25,9 @@ use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
 use crate::descriptors;
 use crate::engine::{Envelope, NewKey, Source, Specification};
 use crate::envelope::Life;
+use crate::envelope::file::token_path;
 use crate::envelope::watch::DEFAULT_INTERVAL;
+use crate::files::unfinished;
 use crate::kms::isolate;
 use crate::nbd::server::Address;
 use crate::secret::{Hardening, harden_process};
@@ -55,7 +57,7 @@ pub(super) struct RunArgs {
     size: Option<String>,
 
     /// Open the volume of this envelope (`sealblk provision`, or `--durable` once)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["durable", "sector_size", "context", "grantee", "retiring", "key"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["durable", "sector_size", "grantee", "retiring"])]
     envelope: Option<PathBuf>,
 
     /// Keep the volume: its backing stays, and FILE becomes its envelope
@@ -203,13 +205,21 @@ impl RunArgs {
 
     /// What is to be done about the KMS key's state.
     fn watching(&self) -> Result<Watching, Failure> {
-        let default = if self.envelope.is_some() { Interval::Off } else { Interval::Every(DEFAULT_INTERVAL) };
+        let policy = self.when_key_unusable.unwrap_or(WhenUnusable::Keep);
+        // A host with nothing but its grant may not look at the key; one that is to act on it has to.
+        let blind = self.envelope.is_some() && policy == WhenUnusable::Keep;
+        let default = if blind { Interval::Off } else { Interval::Every(DEFAULT_INTERVAL) };
         let interval = self.watch_key.clone().map_or(Ok(default), Interval::try_from);
         let interval = match interval.map_err(|why| Failure::Usage(format!("--watch-key: {why}")))? {
+            Interval::Off if policy != WhenUnusable::Keep => {
+                let why =
+                    "--when-key-unusable has nothing to act on with --watch-key off; leave one of them out";
+                return Err(Failure::Usage(why.into()));
+            }
             Interval::Off => None,
             Interval::Every(interval) => Some(interval),
         };
-        Ok(Watching { interval, policy: self.when_key_unusable.unwrap_or(WhenUnusable::Keep) })
+        Ok(Watching { interval, policy })
     }
 
     fn control(&self) -> Result<Option<PathBuf>, Failure> {
@@ -220,6 +230,25 @@ impl RunArgs {
             }
         };
         self.control.as_ref().map(path).transpose()
+    }
+
+    /// The envelope and what is written beside it must not take the place of the backing.
+    fn require_apart(&self, backing: &Backing) -> Result<(), Failure> {
+        let (Some(envelope), Backing::File(backing)) =
+            (self.durable.as_ref().or(self.envelope.as_ref()), backing)
+        else {
+            return Ok(());
+        };
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let token = token_path(envelope);
+        let taken = [envelope.clone(), token.clone(), unfinished(envelope), unfinished(&token)];
+        match taken.iter().find(|taken| absolute(taken) == absolute(backing)) {
+            None => Ok(()),
+            Some(taken) => Err(Failure::Usage(format!(
+                "--backing {}: that name is the envelope's own; choose another",
+                taken.display()
+            ))),
+        }
     }
 
     fn specification(&self, state: PathBuf, source: &Source) -> Result<Specification, Failure> {
@@ -233,6 +262,7 @@ impl RunArgs {
                 Backing::Directory(std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into()).into())
             }
         };
+        self.require_apart(&backing)?;
         let provider = match source {
             Source::New(_) => self.kms.provider(&state)?,
             Source::Envelope(envelope) => self.kms.provider_of(&envelope.document, &state)?,

@@ -119,7 +119,7 @@ pub async fn unlock(
                 return Ok(Unlocked { key, seal, changed });
             }
             Err(error) => {
-                tracing::warn!(key = %slot.key, %error, "a slot of the envelope does not open");
+                tracing::info!(key = %slot.key, %error, "a slot of the envelope does not open");
                 first_error.get_or_insert_with(|| explained(document, error));
             }
         }
