@@ -271,6 +271,8 @@ fn write(state: &State) -> Result<OwnedFd, HandoverError> {
     memory.leave().ok_or(HandoverError::NoSecretMemory)
 }
 
+/// The memory is left as it is: a service manager may keep it for the next process, in case this one dies on the way.
+/// The kernel clears it with the last descriptor.
 fn read(descriptor: OwnedFd) -> Result<State, HandoverError> {
     #[derive(Deserialize)]
     struct Version {
@@ -354,7 +356,38 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
         steps: state.steps,
     };
     let mut running = ready.serve(listeners, Resumed { connections, served: state.served })?;
+    // Until here a failure leaves the key for another process.
+    if let Some(key) = &mut running.key_kept {
+        key.claim();
+    }
     running.happened("resumed");
     running.record("VolumeResumed", serde_json::json!({ "uris": running.uris }));
     Ok(running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As where a successor dies after it has read the state, and the next one gets it from the service manager.
+    #[test]
+    fn what_one_successor_has_read_another_reads_again() {
+        let text = br#"{"version": 4711}"#;
+        let mut memory = LockedBytes::zeroed(text.len()).unwrap();
+        memory.as_mut_slice().copy_from_slice(text);
+        let Some(kept) = memory.leave() else { return };
+        for _ in 0..2 {
+            let read = read(kept.try_clone().unwrap());
+            assert!(matches!(read, Err(HandoverError::Version(4711))), "{:?}", read.err());
+        }
+    }
+
+    #[test]
+    fn a_key_that_nobody_went_on_with_is_there_for_the_next_try() {
+        let bytes: Vec<u8> = (0..64).collect();
+        let Some(kept) = DataKey::copy_from(&bytes).unwrap().leave() else { return };
+        for _ in 0..2 {
+            assert_eq!(DataKey::from_descriptor(kept.try_clone().unwrap()).unwrap().expose(), bytes);
+        }
+    }
 }
