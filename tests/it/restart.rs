@@ -364,6 +364,25 @@ fn a_captive_command_and_restartable_do_not_go_together() {
     assert_fails(&lab.run(&["--size=1M", "--restartable"], "true"), 2, &["--restartable", "COMMAND"]);
 }
 
+/// As after a cleaner of temporary files: the volume is worth more than its control socket.
+#[test]
+fn a_control_socket_without_its_file_does_not_cost_the_volume() {
+    let lab = Lab::new();
+    let control = lab.path("control");
+    let listen = format!("--control=unix:{}", control.display());
+    let args = ["--size=64M", "--backing=memory", "--restartable", "--watch-key=off", &listen];
+    let mut volume = Volume::start(&lab, &args);
+    qemu_io(&volume.uri, &["write -P 0x66 0 1M"]);
+    std::fs::remove_file(&control).unwrap();
+    for _ in 0..2 {
+        reexecute(&mut volume);
+        qemu_io(&volume.uri, &["read -P 0x66 0 1M"]);
+    }
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_orderly(&record, 2);
+}
+
 /// Signals that come faster than restarts are done: none kills the volume.
 #[test]
 fn signals_in_quick_succession_harm_nobody() {
