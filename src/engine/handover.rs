@@ -177,7 +177,7 @@ impl Running {
             document: held.document.clone(),
             envelope: held.file.as_ref().map(|file| file.path().into()),
             token: held.token.as_ref().map(|token| token.expose().to_owned()),
-            provider: self.by.provider.clone(),
+            provider: self.provider(),
             owns_grants: self.owns_grants,
             journal: keep.journal.path().into(),
             note: keep.journal.note().clone(),
@@ -200,6 +200,7 @@ impl Running {
     /// # Errors
     /// A [`HandoverError`]; the volume ends then as if its process had died.
     pub async fn hand_over(mut self) -> Result<Handover, HandoverError> {
+        self.record_moves();
         self.happened("handing-over");
         self.record("VolumeHandedOver", serde_json::json!({}));
         // The server is gone only if its task panicked, and then there is nothing to stop.
