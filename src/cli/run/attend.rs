@@ -247,7 +247,9 @@ impl<'a> Attendance<'a> {
         {
             watch.retarget(kms, key, None);
         }
-        if moved.as_ref().is_some_and(|moved| moved.result.is_ok()) {
+        // Also after a failure: journal and envelope are other files than before. While another one is under way nobody
+        // can tell which, and its end comes here, too.
+        if self.rewraps.is_empty() {
             successor::refresh(self.running, None).await;
         }
         if let Some(moved) = moved {

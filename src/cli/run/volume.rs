@@ -109,6 +109,8 @@ impl Volume<'_> {
             };
             if let Err(why) = successor::check().await {
                 tracing::error!(why, "the program cannot be executed again; this process goes on");
+                // Rewraps that were given up may have replaced files that the service manager holds.
+                successor::refresh(&running, None).await;
                 control = socket;
                 continue;
             }
@@ -128,6 +130,7 @@ impl Volume<'_> {
             tracing::error!(%error, "the volume cannot go over to a successor; this process goes on");
             running = engine::resume(handover, &audit, options::helper()).await?;
             control = adopt(socket.map(|socket| socket.descriptor));
+            successor::refresh(&running, None).await;
         }
     }
 
