@@ -5,6 +5,8 @@
 //! envelope, listeners, clients. Everything else is a document ([`State`]) in secret memory of its own. The
 //! successor calls no KMS, so the state of the key does not matter.
 
+mod regain;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -19,7 +21,7 @@ use super::start::PrivateDirectory;
 use super::{EngineError, Step};
 use crate::audit::AuditLog;
 use crate::descriptors::Named;
-use crate::envelope::{Document, EnvelopeFile, Held, SealKey, Unwrapper};
+use crate::envelope::{Document, Held, SealKey, Unwrapper};
 use crate::kms::{GrantToken, Provider};
 use crate::nbd::server::{
     ConnectionDescription, Handed, HandedConnection, Listener, ListenerDescription, Resumed, Signal,
@@ -319,25 +321,23 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
     let mut left: HashMap<String, OwnedFd> =
         handover.named.into_iter().map(|one| (one.name, one.descriptor)).collect();
     let mut take = |name: &str| left.remove(name).ok_or_else(|| HandoverError::Missing(name.into()));
-    let state = read(take(STATE)?)?;
+    let mut state = read(take(STATE)?)?;
     let key = DataKey::from_descriptor(take(KEY)?)?;
-    let leftover = Leftover::from_parts(take(BACKING)?.into(), state.leftover);
-    let journal = Entry::adopt(state.note, state.journal, take(JOURNAL)?.into());
-    let file = match state.envelope {
-        Some(path) => Some(EnvelopeFile::adopt(path, take(ENVELOPE)?.into())),
+    let seal = SealKey::derive(&key)?;
+    let lock = state.regain_journal(take(JOURNAL)?.into());
+    let file = match state.envelope.take() {
+        Some(path) => Some(state.regain_envelope(path, take(ENVELOPE)?.into(), &seal)),
         None => None,
     };
+    let leftover = Leftover::from_parts(take(BACKING)?.into(), state.leftover);
+    let journal = Entry::adopt(state.note, state.journal, lock);
     let (listeners, connections) = resume_sockets(&mut take, state.listeners, state.clients)?;
     let id = state.document.volume.clone();
     let layout = state.document.layout();
     let store = FileStore::new(leftover.file().try_clone().map_err(failed("share the backing"))?);
     let cipher = state.implementation.cipher(&key, layout.sector);
-    let held = Held {
-        document: state.document,
-        file,
-        seal: Some(SealKey::derive(&key)?),
-        token: state.token.map(GrantToken::new),
-    };
+    let held =
+        Held { document: state.document, file, seal: Some(seal), token: state.token.map(GrantToken::new) };
     let ready = Ready {
         audit: audit.clone(),
         by: Unwrapper { helper, provider: state.provider, witness: audit.for_volume(id.as_str()) },

@@ -609,6 +609,30 @@ fn after_a_crash_the_successor_serves_the_same_data() {
     assert!(!lab.path("file").exists() && !lab.path("control").exists());
 }
 
+/// As where a process dies in a rewrap, after it has replaced its files and before the manager was given their locks.
+#[test]
+fn after_a_crash_the_successor_has_the_files_that_have_the_names() {
+    let lab = Lab::new();
+    let mut service = Service::start(&lab, &["--size=64M", "--durable=volume.envelope", "--backing=data"]);
+    let envelope = lab.path("volume.envelope");
+    let files = [lab.journals(), vec![envelope.clone()]].concat();
+    assert_eq!(files.len(), 2, "{files:?}");
+    for file in &files {
+        let copy = lab.path("copy");
+        std::fs::copy(file, &copy).unwrap();
+        std::fs::rename(copy, file).unwrap();
+    }
+    service.replace(9);
+    // Whoever sweeps now leaves the volume alone, and nobody else opens it.
+    assert_succeeds(&finish(lab.sealblk(["gc"])));
+    assert_eq!(lab.journals(), files[..1]);
+    let opened = ["run", "--envelope=volume.envelope", "--backing=data"];
+    assert_fails(&finish(lab.sealblk(opened)), 7, &["volume.envelope"]);
+    let record = service.stop();
+    assert_eq!(record["keys_wiped"], true, "{record}");
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
+}
+
 /// `sealblk run` as a successor of nobody.
 fn inherit(lab: &Lab, script: &str) -> std::process::Output {
     let like = lab.sealblk(["run", "--restartable", "--size=1M", "--backing=memory", "--watch-key=off"]);
