@@ -63,7 +63,8 @@ impl DataKey {
         Self::fill_with(|target| source.read_exact(target).map_err(SecretError::Read))
     }
 
-    /// Takes the key over that a predecessor left in secret memory.
+    /// Takes the key over that a predecessor left in secret memory. Dropped, it stays there for another try, until
+    /// [`DataKey::claim`] says that there will be none.
     ///
     /// # Errors
     /// As [`LockedBytes::from_descriptor`] and [`DataKey::copy_from`].
@@ -75,6 +76,11 @@ impl DataKey {
         }
         let key = Self { bytes };
         if equal(key.data_half(), key.tweak_half()) { Err(SecretError::EqualHalves) } else { Ok(key) }
+    }
+
+    /// Has the key wiped when it is dropped: whoever took it over is its owner now.
+    pub fn claim(&mut self) {
+        self.bytes.claim();
     }
 
     /// Secret memory's descriptor, for a successor; none on kernels without `memfd_secret(2)`.

@@ -2,8 +2,10 @@
 //! descriptor store.
 //!
 //! Everything that is a descriptor goes as one: the data key in secret memory, the backing, the locked journal and
-//! envelope, listeners, clients. Everything else is a document ([`State`]) in secret memory of its own. The
+//! envelope, listeners, clients. Everything else is a document (`State`) in secret memory of its own. The
 //! successor calls no KMS, so the state of the key does not matter.
+
+mod regain;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,7 +21,7 @@ use super::start::PrivateDirectory;
 use super::{EngineError, Step};
 use crate::audit::AuditLog;
 use crate::descriptors::Named;
-use crate::envelope::{Document, EnvelopeFile, Held, SealKey, Unwrapper};
+use crate::envelope::{Document, Held, SealKey, Unwrapper};
 use crate::kms::{GrantToken, Provider};
 use crate::nbd::server::{
     ConnectionDescription, Handed, HandedConnection, Listener, ListenerDescription, Resumed, Signal,
@@ -177,7 +179,7 @@ impl Running {
             document: held.document.clone(),
             envelope: held.file.as_ref().map(|file| file.path().into()),
             token: held.token.as_ref().map(|token| token.expose().to_owned()),
-            provider: self.by.provider.clone(),
+            provider: self.provider(),
             owns_grants: self.owns_grants,
             journal: keep.journal.path().into(),
             note: keep.journal.note().clone(),
@@ -200,6 +202,7 @@ impl Running {
     /// # Errors
     /// A [`HandoverError`]; the volume ends then as if its process had died.
     pub async fn hand_over(mut self) -> Result<Handover, HandoverError> {
+        self.record_moves();
         self.happened("handing-over");
         self.record("VolumeHandedOver", serde_json::json!({}));
         // The server is gone only if its task panicked, and then there is nothing to stop.
@@ -271,6 +274,8 @@ fn write(state: &State) -> Result<OwnedFd, HandoverError> {
     memory.leave().ok_or(HandoverError::NoSecretMemory)
 }
 
+/// The memory is left as it is: a service manager may keep it for the next process, in case this one dies on the way.
+/// The kernel clears it with the last descriptor.
 fn read(descriptor: OwnedFd) -> Result<State, HandoverError> {
     #[derive(Deserialize)]
     struct Version {
@@ -316,25 +321,23 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
     let mut left: HashMap<String, OwnedFd> =
         handover.named.into_iter().map(|one| (one.name, one.descriptor)).collect();
     let mut take = |name: &str| left.remove(name).ok_or_else(|| HandoverError::Missing(name.into()));
-    let state = read(take(STATE)?)?;
+    let mut state = read(take(STATE)?)?;
     let key = DataKey::from_descriptor(take(KEY)?)?;
-    let leftover = Leftover::from_parts(take(BACKING)?.into(), state.leftover);
-    let journal = Entry::adopt(state.note, state.journal, take(JOURNAL)?.into());
-    let file = match state.envelope {
-        Some(path) => Some(EnvelopeFile::adopt(path, take(ENVELOPE)?.into())),
+    let seal = SealKey::derive(&key)?;
+    let lock = state.regain_journal(take(JOURNAL)?.into());
+    let file = match state.envelope.take() {
+        Some(path) => Some(state.regain_envelope(path, take(ENVELOPE)?.into(), &seal)),
         None => None,
     };
+    let leftover = Leftover::from_parts(take(BACKING)?.into(), state.leftover);
+    let journal = Entry::adopt(state.note, state.journal, lock);
     let (listeners, connections) = resume_sockets(&mut take, state.listeners, state.clients)?;
     let id = state.document.volume.clone();
     let layout = state.document.layout();
     let store = FileStore::new(leftover.file().try_clone().map_err(failed("share the backing"))?);
     let cipher = state.implementation.cipher(&key, layout.sector);
-    let held = Held {
-        document: state.document,
-        file,
-        seal: Some(SealKey::derive(&key)?),
-        token: state.token.map(GrantToken::new),
-    };
+    let held =
+        Held { document: state.document, file, seal: Some(seal), token: state.token.map(GrantToken::new) };
     let ready = Ready {
         audit: audit.clone(),
         by: Unwrapper { helper, provider: state.provider, witness: audit.for_volume(id.as_str()) },
@@ -354,7 +357,38 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
         steps: state.steps,
     };
     let mut running = ready.serve(listeners, Resumed { connections, served: state.served })?;
+    // Until here a failure leaves the key for another process.
+    if let Some(key) = &mut running.key_kept {
+        key.claim();
+    }
     running.happened("resumed");
     running.record("VolumeResumed", serde_json::json!({ "uris": running.uris }));
     Ok(running)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As where a successor dies after it has read the state, and the next one gets it from the service manager.
+    #[test]
+    fn what_one_successor_has_read_another_reads_again() {
+        let text = br#"{"version": 4711}"#;
+        let mut memory = LockedBytes::zeroed(text.len()).unwrap();
+        memory.as_mut_slice().copy_from_slice(text);
+        let Some(kept) = memory.leave() else { return };
+        for _ in 0..2 {
+            let read = read(kept.try_clone().unwrap());
+            assert!(matches!(read, Err(HandoverError::Version(4711))), "{:?}", read.err());
+        }
+    }
+
+    #[test]
+    fn a_key_that_nobody_went_on_with_is_there_for_the_next_try() {
+        let bytes: Vec<u8> = (0..64).collect();
+        let Some(kept) = DataKey::copy_from(&bytes).unwrap().leave() else { return };
+        for _ in 0..2 {
+            assert_eq!(DataKey::from_descriptor(kept.try_clone().unwrap()).unwrap().expose(), bytes);
+        }
+    }
 }

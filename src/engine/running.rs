@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -39,6 +39,7 @@ pub struct Running {
     /// The grants were made for this run and end with it; else they are the envelope's.
     pub(super) owns_grants: bool,
     pub(super) keep: Arc<Mutex<Keep>>,
+    moves: Moves,
     pub(super) layout: Layout,
     pub(super) volume: Arc<EncryptedVolume>,
     pub(super) options: Options,
@@ -60,6 +61,49 @@ pub struct Running {
 pub(super) struct Keep {
     pub(super) held: Held,
     pub(super) journal: Entry,
+}
+
+/// Where rewraps have moved the data key to. Apart from [`Keep`], so that nobody waits for one that is under way.
+#[derive(Clone)]
+struct Moves(Arc<std::sync::Mutex<Moved>>);
+
+struct Moved {
+    /// The provider that unwraps.
+    provider: Provider,
+    /// Moves that are not recorded yet: KMS key and grant.
+    untold: Vec<(KeyArn, Option<String>)>,
+}
+
+impl Moves {
+    fn lock(&self) -> MutexGuard<'_, Moved> {
+        // Nobody panics between two changes that belong together.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A rewrap under way. Dropped, it tells if the key has moved: also if ending the old grant failed afterwards, or if
+/// the rewrap was given up there.
+struct Moving<'a> {
+    keep: &'a mut Keep,
+    before: Option<String>,
+    to: Provider,
+    moves: Moves,
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        let grant = grant_of(&self.keep.held);
+        if grant != self.before {
+            let mut moved = self.moves.lock();
+            moved.provider = self.to.clone();
+            moved.untold.push((self.keep.held.document.slots[0].key.clone(), grant));
+        }
+    }
+}
+
+/// The first slot's. No two rewraps have the same.
+fn grant_of(held: &Held) -> Option<String> {
+    held.document.slots.first()?.grant.as_ref().map(|grant| grant.id.clone())
 }
 
 /// What is to be said about a volume that is served.
@@ -144,6 +188,7 @@ impl Ready {
         let (stop, stopped) = watch::channel(Signal::Run);
         let limits = Limits { restartable, ..Limits::default() };
         let server = tokio::spawn(serve(listeners, served, limits, resumed, stopped));
+        let moved = Moved { provider: by.provider.clone(), untold: Vec::new() };
         Ok(Running {
             audit,
             id,
@@ -153,6 +198,7 @@ impl Ready {
             by,
             owns_grants,
             keep: Arc::new(Mutex::new(Keep { held, journal })),
+            moves: Moves(Arc::new(std::sync::Mutex::new(moved))),
             layout,
             volume,
             options,
@@ -180,24 +226,31 @@ impl Running {
     /// rewrap waits for the first.
     ///
     /// # Errors
-    /// [`EngineError::Envelope`]; the volume opens as before.
+    /// [`EngineError::Envelope`]; the volume opens as before, or by the new key if that was taken in already.
     pub fn rewrap(
         &self,
         target: Target,
     ) -> impl Future<Output = Result<Rewrapped, EngineError>> + Send + 'static {
-        let (keep, by) = (self.keep.clone(), self.by.clone());
+        let (keep, by, moves) = (self.keep.clone(), self.by.clone(), self.moves.clone());
         async move {
             let mut keep = keep.lock().await;
-            let Keep { held, journal } = &mut *keep;
+            // The one before, which this one has waited for, may have moved the key.
+            let by = by.at(&moves.lock().provider);
+            let before = grant_of(&keep.held);
+            let moving = Moving { keep: &mut keep, before, to: target.provider.clone(), moves };
+            let Keep { held, journal } = &mut *moving.keep;
             Ok(envelope::rewrap(held, &by, &target, journal).await?)
         }
     }
 
-    /// After a rewrap: the provider that unwraps from now on.
-    pub fn moved_to(&mut self, provider: Provider, rewrapped: &Rewrapped) {
-        self.by.provider = provider;
-        self.happened("rewrapped");
-        self.record("VolumeRewrapped", json!({ "keyId": rewrapped.key, "grantId": rewrapped.grant_id }));
+    /// Records the rewraps that have moved the data key since the last time, and tells the KMS key of the last one.
+    pub fn record_moves(&mut self) -> Option<KeyArn> {
+        let moves = std::mem::take(&mut self.moves.lock().untold);
+        for (key, grant) in &moves {
+            self.happened("rewrapped");
+            self.record("VolumeRewrapped", json!({ "keyId": key, "grantId": grant }));
+        }
+        moves.into_iter().next_back().map(|(key, _)| key)
     }
 
     /// Writes an event of the volume into the audit log.
@@ -216,12 +269,12 @@ impl Running {
     /// # Errors
     /// As [`Provider::open`].
     pub async fn provisioner(&self) -> Result<Arc<dyn KeyService>, KmsError> {
-        self.by.provisioner().await
+        self.by.at(&self.provider()).provisioner().await
     }
 
-    /// The KMS that unwraps.
-    pub fn provider(&self) -> &Provider {
-        &self.by.provider
+    /// The KMS that unwraps now.
+    pub fn provider(&self) -> Provider {
+        self.moves.lock().provider.clone()
     }
 
     /// True while writes are refused by [`Running::freeze`].

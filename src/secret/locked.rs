@@ -44,7 +44,7 @@ pub struct LockedBytes {
     mapped: usize,
     /// The memory's own descriptor, where it has one.
     descriptor: Option<OwnedFd>,
-    /// A successor has the memory: it is not wiped here.
+    /// Somebody else needs the memory: it is not wiped here.
     left: bool,
 }
 
@@ -70,6 +70,7 @@ impl LockedBytes {
     }
 
     /// Maps secret memory that another value's [`LockedBytes::descriptor`] names, in this process or the one before.
+    /// It stays as it is when this value is dropped, unless that is changed by [`LockedBytes::claim`].
     ///
     /// # Errors
     /// [`SecretError::Lock`] for what is not secret memory or cannot be mapped.
@@ -79,7 +80,12 @@ impl LockedBytes {
             Ok((length, mapped, map_descriptor(&descriptor, mapped)?))
         });
         let (length, mapped, start) = opened.map_err(|source| SecretError::Lock { length: 0, source })?;
-        Ok(Self { start, length, mapped, descriptor: Some(descriptor), left: false })
+        Ok(Self { start, length, mapped, descriptor: Some(descriptor), left: true })
+    }
+
+    /// Has the memory wiped when this value is dropped: nobody needs it any longer than that.
+    pub fn claim(&mut self) {
+        self.left = false;
     }
 
     /// The memory's descriptor, by which a successor process maps the same memory. None where the kernel has no
@@ -207,6 +213,13 @@ mod tests {
         };
         let same = LockedBytes::from_descriptor(descriptor.try_clone_to_owned().unwrap()).unwrap();
         assert_eq!(same.as_slice(), [7; 100]);
+        drop(same);
+        assert_eq!(bytes.as_slice(), [7; 100], "a reader leaves it as it is");
+        let mut same =
+            LockedBytes::from_descriptor(bytes.descriptor().unwrap().try_clone_to_owned().unwrap()).unwrap();
+        same.claim();
+        drop(same);
+        assert_eq!(bytes.as_slice(), [0; 100], "its last owner wipes it");
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(matches!(LockedBytes::from_descriptor(file.into()), Err(SecretError::Lock { .. })));
     }

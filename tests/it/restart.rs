@@ -364,6 +364,25 @@ fn a_captive_command_and_restartable_do_not_go_together() {
     assert_fails(&lab.run(&["--size=1M", "--restartable"], "true"), 2, &["--restartable", "COMMAND"]);
 }
 
+/// As after a cleaner of temporary files: the volume is worth more than its control socket.
+#[test]
+fn a_control_socket_without_its_file_does_not_cost_the_volume() {
+    let lab = Lab::new();
+    let control = lab.path("control");
+    let listen = format!("--control=unix:{}", control.display());
+    let args = ["--size=64M", "--backing=memory", "--restartable", "--watch-key=off", &listen];
+    let mut volume = Volume::start(&lab, &args);
+    qemu_io(&volume.uri, &["write -P 0x66 0 1M"]);
+    std::fs::remove_file(&control).unwrap();
+    for _ in 0..2 {
+        reexecute(&mut volume);
+        qemu_io(&volume.uri, &["read -P 0x66 0 1M"]);
+    }
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_orderly(&record, 2);
+}
+
 /// Signals that come faster than restarts are done: none kills the volume.
 #[test]
 fn signals_in_quick_succession_harm_nobody() {
@@ -588,6 +607,30 @@ fn after_a_crash_the_successor_serves_the_same_data() {
     assert_eq!(steps(&record).iter().filter(|step| **step == "resumed").count(), 3, "{record}");
     assert_eq!(lab.journals(), Vec::<PathBuf>::new());
     assert!(!lab.path("file").exists() && !lab.path("control").exists());
+}
+
+/// As where a process dies in a rewrap, after it has replaced its files and before the manager was given their locks.
+#[test]
+fn after_a_crash_the_successor_has_the_files_that_have_the_names() {
+    let lab = Lab::new();
+    let mut service = Service::start(&lab, &["--size=64M", "--durable=volume.envelope", "--backing=data"]);
+    let envelope = lab.path("volume.envelope");
+    let files = [lab.journals(), vec![envelope.clone()]].concat();
+    assert_eq!(files.len(), 2, "{files:?}");
+    for file in &files {
+        let copy = lab.path("copy");
+        std::fs::copy(file, &copy).unwrap();
+        std::fs::rename(copy, file).unwrap();
+    }
+    service.replace(9);
+    // Whoever sweeps now leaves the volume alone, and nobody else opens it.
+    assert_succeeds(&finish(lab.sealblk(["gc"])));
+    assert_eq!(lab.journals(), files[..1]);
+    let opened = ["run", "--envelope=volume.envelope", "--backing=data"];
+    assert_fails(&finish(lab.sealblk(opened)), 7, &["volume.envelope"]);
+    let record = service.stop();
+    assert_eq!(record["keys_wiped"], true, "{record}");
+    assert_eq!(lab.journals(), Vec::<PathBuf>::new());
 }
 
 /// `sealblk run` as a successor of nobody.

@@ -22,7 +22,7 @@ use crate::control::{Bound, Command, Order, Refusal, RefusalKind, RewrapRequest}
 use crate::engine::{EngineError, Running};
 use crate::envelope::watch::{Change, KeyStatus, Observed, Watch};
 use crate::envelope::{KeyRequest, Rewrapped, Target};
-use crate::kms::{KmsError, Provider};
+use crate::kms::KmsError;
 
 /// Exit code of a volume that was detached because of its key.
 const KEY_UNUSABLE: u8 = 4;
@@ -84,7 +84,6 @@ enum Left {
 /// A rewrap's outcome.
 struct Moved {
     order: Order,
-    provider: Provider,
     result: Result<Rewrapped, EngineError>,
 }
 
@@ -114,6 +113,9 @@ impl<'a> Attendance<'a> {
     /// Until something ends the volume. A panic on the way ends it as well, in order.
     pub(super) async fn attend(mut self, signals: &mut Signals, restarts: &mut RestartSignals) -> Outcome {
         let left = caught(self.serve(signals, restarts)).await;
+        if caught(self.settle()).await.is_none() {
+            tracing::error!("rewraps that were under way may be unrecorded");
+        }
         let control = self.control.end().await;
         match left {
             Some(Left::End(ended)) => Outcome::End(ended),
@@ -143,7 +145,7 @@ impl<'a> Attendance<'a> {
                 signal = signals.next() => self.signalled(signal, signal.name()).map(Left::End),
                 successor = restarts.next() => self.leave_to(successor),
                 Some(order) = self.control.orders.recv() => self.ordered(order),
-                Some(Ok(moved)) = self.rewraps.join_next() => self.moved(moved).await,
+                Some(moved) = self.rewraps.join_next() => self.moved(moved.ok()).await,
                 status = changed => self.key_changed(&status).map(Left::End),
             };
             if let Some(left) = left {
@@ -229,29 +231,42 @@ impl<'a> Attendance<'a> {
 
     fn rewrap(&mut self, order: Order, request: RewrapRequest) {
         let RewrapRequest { to_key, provider, grantee, retiring, keep_others } = request;
-        let provider = provider.unwrap_or_else(|| self.running.provider().clone());
+        let provider = provider.unwrap_or_else(|| self.running.provider());
         let key = KeyRequest { key: to_key, context: Default::default(), grantee, retiring, preflight: true };
-        let target = Target { provider: provider.clone(), request: key, keep_others, with_token: false };
+        let target = Target { provider, request: key, keep_others, with_token: false };
         let moving = self.running.rewrap(target);
-        self.rewraps.spawn(async move { Moved { order, provider, result: moving.await } });
+        self.rewraps.spawn(async move { Moved { order, result: moving.await } });
     }
 
-    async fn moved(&mut self, moved: Moved) -> Option<Left> {
-        let Moved { order, provider, result } = moved;
-        match result {
-            Ok(rewrapped) => {
-                self.running.moved_to(provider, &rewrapped);
-                successor::refresh(self.running, None).await;
-                if let Some(watch) = &self.watch
-                    && let Ok(kms) = self.running.provisioner().await
-                {
-                    watch.retarget(kms, rewrapped.key.clone(), None);
-                }
-                order.answer(Ok(describe(&rewrapped)));
-            }
-            Err(error) => order.answer(Err(refusal(error))),
+    /// One has ended; none if it has panicked.
+    async fn moved(&mut self, moved: Option<Moved>) -> Option<Left> {
+        // Whether or not it says that it succeeded: the old grant is ended after the key has moved.
+        if let Some(key) = self.running.record_moves()
+            && let Some(watch) = &self.watch
+            && let Ok(kms) = self.running.provisioner().await
+        {
+            watch.retarget(kms, key, None);
+        }
+        // Also after a failure: journal and envelope are other files than before. While another one is under way nobody
+        // can tell which, and its end comes here, too.
+        if self.rewraps.is_empty() {
+            successor::refresh(self.running, None).await;
+        }
+        if let Some(moved) = moved {
+            moved.answer();
         }
         None
+    }
+
+    /// Before the volume is left: rewraps that have ended are answered, the others given up.
+    async fn settle(&mut self) {
+        self.rewraps.abort_all();
+        while let Some(ended) = self.rewraps.join_next().await {
+            if let Ok(moved) = ended {
+                moved.answer();
+            }
+        }
+        self.running.record_moves();
     }
 
     fn key_changed(&mut self, status: &KeyStatus) -> Option<Ended> {
@@ -285,6 +300,12 @@ impl<'a> Attendance<'a> {
     }
 }
 
+impl Moved {
+    fn answer(self) {
+        self.order.answer(self.result.map(|rewrapped| describe(&rewrapped)).map_err(refusal));
+    }
+}
+
 impl Control {
     fn begin(bound: Option<Bound>) -> Self {
         let (sender, orders) = mpsc::channel(ORDERS);
@@ -300,6 +321,8 @@ impl Control {
     /// The socket again; its file goes with it.
     async fn end(mut self) -> Option<Bound> {
         self.orders.close();
+        // Nobody deals with them any more, and their clients would wait until they are cut off.
+        while self.orders.try_recv().is_ok() {}
         let (stop, served) = self.served.take()?;
         drop(stop);
         served.await.ok()

@@ -35,9 +35,7 @@ pub(super) async fn announce(running: &Running, control: Option<&Named>) {
     if let Err(error) = told {
         tracing::warn!(%error, "cannot tell the service manager that the volume is served");
     }
-    if running.is_restartable() {
-        refresh(running, control).await;
-    }
+    refresh(running, control).await;
 }
 
 /// True if there is a service manager to leave a volume to.
@@ -45,9 +43,10 @@ pub(super) fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Gives systemd the volume's descriptors as they are now: a rewrap changes some.
+/// Gives systemd a restartable volume's descriptors as they are now: a rewrap changes some. Not to be called while one
+/// is under way, for it waits for that.
 pub(super) async fn refresh(running: &Running, control: Option<&Named>) {
-    if !is_managed() {
+    if !is_managed() || !running.is_restartable() {
         return;
     }
     match running.snapshot().await {

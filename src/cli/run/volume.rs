@@ -69,6 +69,12 @@ enum Begun {
     Interrupted(Signal),
 }
 
+/// The predecessor's control socket. Without it, as where somebody removed its file, the volume goes on all the same.
+fn adopt(socket: Option<OwnedFd>) -> Option<Bound> {
+    let adopted = Bound::from_fd(socket?);
+    adopted.inspect_err(|error| tracing::warn!(%error, "the volume goes on without a control socket")).ok()
+}
+
 /// One volume.
 pub(super) struct Volume<'a> {
     pub(super) args: &'a RunArgs,
@@ -103,6 +109,8 @@ impl Volume<'_> {
             };
             if let Err(why) = successor::check().await {
                 tracing::error!(why, "the program cannot be executed again; this process goes on");
+                // Rewraps that were given up may have replaced files that the service manager holds.
+                successor::refresh(&running, None).await;
                 control = socket;
                 continue;
             }
@@ -121,7 +129,8 @@ impl Volume<'_> {
             };
             tracing::error!(%error, "the volume cannot go over to a successor; this process goes on");
             running = engine::resume(handover, &audit, options::helper()).await?;
-            control = socket.map(|socket| Bound::from_fd(socket.descriptor)).transpose()?;
+            control = adopt(socket.map(|socket| socket.descriptor));
+            successor::refresh(&running, None).await;
         }
     }
 
@@ -130,7 +139,7 @@ impl Volume<'_> {
             Origin::Predecessor(Predecessor { handover, names, control, audit }) => {
                 let running = engine::resume(handover, &audit, options::helper()).await?;
                 successor::forget_clients(&names);
-                (running, control.map(Bound::from_fd).transpose()?)
+                (running, adopt(control))
             }
             Origin::Start(start) => {
                 let (source, specification) = *start;
