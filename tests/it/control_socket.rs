@@ -176,6 +176,13 @@ fn a_scratch_volume_is_moved() {
     let moved: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&moved["event"], &moved["verified"]), (&json!("rewrapped"), &json!(true)), "{moved}");
     assert_ne!(moved["kms_key"], volume.serving["kms_key"]);
+    // Twice to the same key: each time with a grant of its own.
+    let again = finish(lab.sealblk(["rewrap", "--json", &id(&volume)]));
+    assert_succeeds(&again);
+    let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_ne!(again["grant"], moved["grant"]);
+    let moved = again;
+    assert_eq!(crate::leavings::live_grants(&lab.events()).len(), 1);
     let (status, record) = volume.stop();
     assert!(status.success());
     assert_eq!((&record["kms_key"], &record["grant"]["id"]), (&moved["kms_key"], &moved["grant"]));

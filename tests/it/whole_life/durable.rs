@@ -140,6 +140,47 @@ fn beside_the_old_key() {
     assert_eq!(live_grants(&lab.events()).len(), 2);
 }
 
+/// Eight slots are the most: a ninth would make an envelope that nobody can read.
+#[test]
+fn eight_ways_and_no_ninth() {
+    let lab = Lab::new();
+    let bytes = made(&lab);
+    for _ in 1..8 {
+        assert_succeeds(&finish(lab.sealblk(["rewrap", "envelope", "--keep"])));
+    }
+    let before = std::fs::read(lab.path("envelope")).unwrap();
+    assert_fails(&finish(lab.sealblk(["rewrap", "envelope", "--keep"])), 2, &["eight slots", "--keep"]);
+    assert_eq!(std::fs::read(lab.path("envelope")).unwrap(), before);
+    let volume = opened(&lab, &[]);
+    assert_eq!(read(&lab, &volume, bytes.len()), bytes);
+    assert!(volume.stop().0.success());
+    assert_succeeds(&finish(lab.sealblk(["rewrap", "envelope"])));
+    assert_eq!(facts(&lab, &lab.path("envelope"))["slots"].as_array().unwrap().len(), 1);
+    assert_eq!(live_grants(&lab.events()).len(), 1);
+}
+
+/// After a rewrap of the served volume its grants are the envelope's, wherever that lies when somebody looks.
+#[test]
+fn moved_while_served_then_killed_and_renamed() {
+    let lab = Lab::new();
+    let bytes = made(&lab);
+    let control = format!("unix:{}", lab.path("control").display());
+    let volume = opened(&lab, &["--control", &control]);
+    assert_succeeds(&finish(lab.sealblk(["rewrap", &control])));
+    assert_succeeds(&finish(lab.sealblk(["rewrap", &control, "--keep"])));
+    assert_fails(&finish(lab.sealblk(["rewrap", &control, "--to-key", "alias/none"])), 4, &["alias/none"]);
+    volume.signal(9);
+    drop(volume.end());
+    let elsewhere = lab.path("elsewhere");
+    std::fs::rename(lab.path("envelope"), &elsewhere).unwrap();
+    assert_succeeds(&finish(lab.sealblk(["gc"])));
+    std::fs::rename(&elsewhere, lab.path("envelope")).unwrap();
+    assert_eq!(live_grants(&lab.events()).len(), 2);
+    let volume = opened(&lab, &[]);
+    assert_eq!(read(&lab, &volume, bytes.len()), bytes);
+    assert!(volume.stop().0.success());
+}
+
 #[test]
 fn through_a_symbolic_link() {
     let lab = Lab::new();

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use crate::enveloped::{facts, kms};
 use crate::leavings::{World, live_grants};
-use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text, tool};
+use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text, tool, wait};
 
 fn provisioned(args: &[&str]) -> Lab {
     let lab = Lab::new();
@@ -23,6 +23,37 @@ fn refused(lab: &Lab, args: &[&str], code: i32, words: &[&str]) {
     let before = (World::of(lab), std::fs::read(lab.path("envelope")).unwrap());
     assert_fails(&run(lab, args), code, words);
     assert!(before == (World::of(lab), std::fs::read(lab.path("envelope")).unwrap()), "{words:?}");
+}
+
+/// Whoever comes second touches nothing of the first one's.
+#[test]
+fn two_make_it_at_once() {
+    for _ in 0..3 {
+        let lab = Lab::new();
+        kms(&lab, &["create", "--alias", "alias/sealblk"]);
+        let make = || {
+            let mut command = lab.sealblk(["provision", "--size", "1M", "-o", "envelope"]);
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            command.spawn().unwrap()
+        };
+        let codes = [make(), make()].map(|mut child| wait(&mut child).code().unwrap());
+        assert!(codes == [0, 7] || codes == [7, 0] || codes == [7, 7], "{codes:?}");
+        if codes.contains(&0) {
+            assert_succeeds(&run(&lab, &[]));
+            assert_eq!(live_grants(&lab.events()).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_backing_in_the_envelopes_own_place() {
+    let lab = Lab::new();
+    let before = World::of(&lab);
+    for backing in ["new", "new.token", "new.new", "./new.token.new"] {
+        let args = ["run", "--size", "1M", "--durable", "new", "--backing", backing, "--", "true"];
+        assert_fails(&finish(lab.sealblk(args)), 2, &[backing.trim_start_matches("./"), "envelope's own"]);
+    }
+    assert_eq!(World::of(&lab), before);
 }
 
 #[test]
