@@ -109,13 +109,14 @@ fn map<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The envelope first: of two that are made at once under one name, one is refused before it writes a token. Without
-/// its token an envelope is whole; its grant works a little later.
+/// The token first, so that an envelope that is there is whole. Of two that are made at once under one name, one is
+/// refused at the token.
 fn write(order: &Order, document: &mut Document, lease: &Lease) -> Result<(), EngineError> {
-    let _locked = EnvelopeFile::create(&order.envelope, document)?;
-    if order.token == TokenPlace::File {
-        file::write_token(&file::token_path(&order.envelope), &lease.token)?;
-    }
+    let _locked = match order.token {
+        TokenPlace::File => Some(file::create_token(&file::token_path(&order.envelope), &lease.token)?),
+        TokenPlace::Envelope | TokenPlace::Nowhere => None,
+    };
+    EnvelopeFile::create(&order.envelope, document)?;
     Ok(())
 }
 

@@ -263,8 +263,8 @@ impl Plan {
                 envelope::provision(&mut self.document, &**kms, &by.provider, prepared, false, journal)
                     .await?;
             if let Some(path) = envelope {
+                let _locked = envelope::file::create_token(&envelope::file::token_path(path), &lease.token)?;
                 self.file = Some(EnvelopeFile::create(path, &mut self.document)?);
-                envelope::file::write_token(&envelope::file::token_path(path), &lease.token)?;
             }
             self.token = Some(lease.token);
             steps.push(Step::now("provisioned"));

@@ -172,7 +172,11 @@ fn envelope_and_files(note: &Note) -> io::Result<(Option<Document>, Vec<PathBuf>
             Ok(_) => files.extend(
                 [envelope_file::token_path(path), path.clone()].into_iter().filter(|path| path.exists()),
             ),
-            Err(envelope::EnvelopeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            // A token that is locked is another process's, which is about to make the envelope of that name.
+            Err(envelope::EnvelopeError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let token = envelope_file::token_path(path);
+                files.extend(Some(token).filter(|path| matches!(files::lock_if_free(path), Ok(Some(_)))));
+            }
             // A damaged envelope may be mended by its owner: until then nothing of it is a leftover.
             Err(error) => return Err(io::Error::other(error.to_string())),
         }

@@ -136,6 +136,18 @@ pub fn read_token(path: &Path) -> Result<Option<GrantToken>, EnvelopeError> {
     Ok((!token.is_empty()).then(|| GrantToken::new(token.to_owned())))
 }
 
+/// Writes a new envelope's grant token to a name that does not exist: on disk when this returns. Whoever finds the
+/// token locked and no envelope yet knows that somebody is making it.
+///
+/// # Errors
+/// [`EnvelopeError::Exists`] for a name that does, [`EnvelopeError::Io`].
+pub fn create_token(path: &Path, token: &GrantToken) -> Result<File, EnvelopeError> {
+    files::create(path, token.expose().as_bytes()).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => EnvelopeError::Exists(path.into()),
+        _ => failed("make", path)(error),
+    })
+}
+
 /// Writes a grant token (mode 0600): on disk when this returns.
 ///
 /// # Errors

@@ -16,10 +16,18 @@ pub(super) struct Portable {
 }
 
 impl Portable {
+    /// On a thread of its own: round keys stay in vector registers, and the kernel writes those to the stack of a
+    /// thread that a signal interrupts later (signal(7), the frame's xsave area).
     pub(super) fn new(key: &DataKey, sector: SectorSize) -> Self {
-        let xts = expand(key);
-        wipe_stack();
-        Self { xts, sector }
+        let expanded = std::thread::scope(|scope| {
+            let expanding = scope.spawn(|| {
+                let xts = expand(key);
+                wipe_stack();
+                xts
+            });
+            expanding.join()
+        });
+        Self { xts: expanded.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sector }
     }
 
     /// One data unit of any length from 16 bytes, as published vectors have them.
