@@ -13,11 +13,24 @@ pub trait BlockDevice: Send + Sync {
     /// What it can do; does not change.
     fn features(&self) -> Features;
 
-    /// Fills `buffer` from `offset`.
+    /// Fills `buffer` from `offset`, and appends to `extents` what its bytes are; holes are filled with zeros.
     ///
     /// # Errors
-    /// A [`BlockError`]; what `buffer` holds is then unspecified.
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BlockError>;
+    /// A [`BlockError`]; what `buffer` and `extents` hold is then unspecified.
+    fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError>;
+
+    /// Appends to `extents` what the range consists of, from its start: at least one extent, at most `most`
+    /// of them, so that the last one may end before the range does. What is not known to be a hole is data.
+    ///
+    /// # Errors
+    /// A [`BlockError`].
+    fn status(&self, offset: u64, length: u64, most: usize, extents: &mut Extents) -> Result<(), BlockError>;
+
+    /// Says that the range will be read soon: a hint, which may do nothing.
+    ///
+    /// # Errors
+    /// A [`BlockError`].
+    fn cache(&self, offset: u64, length: u64) -> Result<(), BlockError>;
 
     /// Writes `data` at `offset` and leaves unspecified bytes in `data`: it may be enciphered in place.
     /// With `durable`, returns only once the data is on stable storage (FUA).
@@ -56,6 +69,40 @@ pub struct Features {
     pub read_only: bool,
     /// Smallest request in bytes that it serves without reading first; a power of two.
     pub preferred_block: u32,
+}
+
+/// What some consecutive bytes of a device are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes; at least one.
+    pub length: u64,
+    /// They take no space and read as zeros. Otherwise they are allocated, and may hold anything.
+    pub is_hole: bool,
+}
+
+/// Extents that follow each other; no two neighbours are alike.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Extents(Vec<Extent>);
+
+impl Extents {
+    /// Appends `length` bytes, which may be none.
+    pub fn push(&mut self, length: u64, is_hole: bool) {
+        match self.0.last_mut() {
+            _ if length == 0 => {}
+            Some(last) if last.is_hole == is_hole => last.length += length,
+            _ => self.0.push(Extent { length, is_hole }),
+        }
+    }
+
+    /// Forgets all, and keeps the memory for the next ones.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// All of them, in order.
+    pub fn as_slice(&self) -> &[Extent] {
+        &self.0
+    }
 }
 
 /// How zeros may be written.

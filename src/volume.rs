@@ -17,7 +17,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::block::{BlockDevice, BlockError, Features, Zeroes};
+use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
 use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
 use crate::store::Store;
 use crate::xts::SectorCipher;
@@ -240,7 +240,8 @@ impl BlockDevice for EncryptedVolume {
         Features { read_only: self.options.read_only, preferred_block }
     }
 
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BlockError> {
+    fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
+        extents.push(buffer.len() as u64, false);
         let Split { head, body, tail } = self.range(offset, buffer.len() as u64).split(self.sector);
         let (first, rest) = buffer.split_at_mut(bytes(head));
         let (middle, last) = rest.split_at_mut(bytes(body));
@@ -249,6 +250,15 @@ impl BlockDevice for EncryptedVolume {
             self.read_sectors(body.start(), middle)?;
         }
         self.read_part(tail, last)
+    }
+
+    fn status(&self, _: u64, length: u64, _: usize, extents: &mut Extents) -> Result<(), BlockError> {
+        extents.push(length, false);
+        Ok(())
+    }
+
+    fn cache(&self, _: u64, _: u64) -> Result<(), BlockError> {
+        Ok(())
     }
 
     fn write(&self, offset: u64, data: &mut [u8], durable: bool) -> Result<(), BlockError> {

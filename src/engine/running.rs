@@ -18,7 +18,7 @@ use crate::block::BlockDevice;
 use crate::envelope::watch::KeyStatus;
 use crate::envelope::{self, Held, Layout, Life, Rewrapped, Target, Unwrapper, VolumeId};
 use crate::kms::{EncryptionContext, KeyArn, KeyHealth, KeyService, KmsError, Provider};
-use crate::nbd::server::{Export, Limits, Listener, Resumed, Served, Signal, serve};
+use crate::nbd::server::{Export, Exports, Limits, Listener, Resumed, Served, Signal, serve};
 use crate::secret::DataKey;
 use crate::store::Leftover;
 use crate::volume::{EncryptedVolume, Options};
@@ -181,13 +181,14 @@ impl Ready {
             name: export.clone(),
             description: format!("sealblk {id}, {layout}"),
             device: volume.clone(),
+            read_only: false,
         };
         let uris = listeners.iter().map(|listener| listener.uri(&export)).collect();
         let socket = listeners.iter().find_map(Listener::path).map(Into::into);
         let sockets = if restartable { handover::sockets(&listeners)? } else { Vec::new() };
         let (stop, stopped) = watch::channel(Signal::Run);
         let limits = Limits { restartable, ..Limits::default() };
-        let server = tokio::spawn(serve(listeners, served, limits, resumed, stopped));
+        let server = tokio::spawn(serve(listeners, Exports::new(vec![served]), limits, resumed, stopped));
         let moved = Moved { provider: by.provider.clone(), untold: Vec::new() };
         Ok(Running {
             audit,

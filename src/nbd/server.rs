@@ -4,16 +4,18 @@
 //! and no thread. A client that has chosen its export gets a few threads of its own, for what
 //! follows is copying and ciphering, which a hand-off between tasks only slows down.
 //!
-//! The server knows nothing of keys and ciphers: an [`Export`] is any [`BlockDevice`].
+//! The server knows nothing of keys and ciphers: an [`Export`] is any [`BlockDevice`](crate::block::BlockDevice).
 //!
 //! It ends in one of two ways. [`Signal::End`] answers what is in flight and closes everything.
 //! [`Signal::HandOver`] stops every connection between two requests and returns the sockets, still open, as
 //! [`Handed`]; a successor that is given them goes on where this server stopped, and no client notices.
 
 mod connection;
+mod exports;
 mod handover;
 mod handshake;
 mod incoming;
+mod link;
 mod listen;
 mod request;
 mod socket;
@@ -26,6 +28,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+pub use exports::{Agreed, Export, Exports, Replies};
 pub use handover::{
     ConnectionDescription, Handed, HandedConnection, ListenerDescription, ResumeError, Resumed,
 };
@@ -34,20 +37,9 @@ pub use listen::{Address, ListenError, Listener, SocketFile, bind_unix, is_aband
 use self::connection::Connection;
 use self::incoming::Pause;
 use self::socket::Stream;
-use crate::block::BlockDevice;
 
 /// At a hand-over, for clients that have not chosen their export yet; then they are cut.
 const LAST_HANDSHAKES: Duration = Duration::from_secs(5);
-
-/// What a client may choose.
-pub struct Export {
-    /// Its name; at most 4096 bytes.
-    pub name: String,
-    /// A text for people; at most 4096 bytes.
-    pub description: String,
-    /// What is served.
-    pub device: Arc<dyn BlockDevice>,
-}
 
 /// How much clients may ask for.
 #[derive(Clone, Copy, Debug)]
@@ -92,22 +84,21 @@ pub struct Served {
     pub handed: Option<Handed>,
 }
 
-/// Serves `export` (under its name, and as the default export) on all listeners, and to the clients that a
-/// predecessor left, until `stop` says so; then takes no more connections, lets requests in flight finish, and
-/// returns with no thread or task left, and none that uses the export's device.
+/// Serves `exports` on all listeners, and to the clients that a predecessor left, until `stop` says so; then takes no more connections, lets requests in flight finish, and
+/// returns with no thread or task left, and none that uses an export's device.
 ///
 /// [`Signal::End`] is also what counts once nobody is left to send a signal, and [`Signal::HandOver`] can be taken
 /// back by it for as long as handshakes go on.
 pub async fn serve(
     listeners: Vec<Listener>,
-    export: Export,
+    exports: Exports,
     limits: Limits,
     resumed: Resumed,
     mut stop: watch::Receiver<Signal>,
 ) -> Served {
     let (done, all_done) = mpsc::channel(1);
     let shared = Arc::new(Shared {
-        export: Arc::new(export),
+        exports,
         limits,
         permits: Arc::new(Semaphore::new(limits.connections)),
         pause: if limits.restartable { pause() } else { None },
@@ -191,7 +182,7 @@ async fn hand_over(
 }
 
 struct Shared {
-    export: Arc<Export>,
+    exports: Exports,
     limits: Limits,
     permits: Arc<Semaphore>,
     pause: Option<Arc<Pause>>,
@@ -260,19 +251,20 @@ async fn attend(
     stop: watch::Receiver<Signal>,
 ) {
     let haggled =
-        tokio::time::timeout(shared.limits.handshake, handshake::haggle(&mut stream, &shared.export)).await;
-    match haggled {
-        Ok(Ok(handshake::Outcome::Transmit)) => {}
+        tokio::time::timeout(shared.limits.handshake, handshake::haggle(&mut stream, &shared.exports)).await;
+    let (export, agreed) = match haggled {
+        Ok(Ok(handshake::Outcome::Transmit(export, agreed))) => (export, agreed),
         Ok(Ok(handshake::Outcome::Over)) => return,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
-    }
+    };
     if *stop.borrow() == Signal::End {
         return;
     }
     let socket = stream.into_blocking();
-    let told = ConnectionDescription::of(&shared.export);
-    let begun = socket.and_then(|socket| transmit(HandedConnection { socket, told }, &shared, Some(permit)));
+    let told = ConnectionDescription::of(&export, agreed);
+    let client = socket.map(|socket| HandedConnection { socket, told });
+    let begun = client.and_then(|client| transmit(client, export, &shared, Some(permit)));
     if let Err(error) = begun {
         tracing::warn!(%error, "cannot serve a connection");
     }
@@ -280,13 +272,14 @@ async fn attend(
 
 /// Goes on with a predecessor's client.
 fn resume(client: HandedConnection, shared: &Arc<Shared>) {
-    if !client.told.holds_for(&shared.export) {
+    let export = shared.exports.find(&client.told.export);
+    let Some(export) = export.filter(|export| client.told.holds_for(export)).cloned() else {
         shared.table().count += 1;
         return tracing::warn!("a client was told of another export by the predecessor, and is cut");
-    }
+    };
     // It stays even where the limit has been lowered.
     let permit = shared.permits.clone().try_acquire_owned().ok();
-    if let Err(error) = transmit(client, shared, permit) {
+    if let Err(error) = transmit(client, export, shared, permit) {
         tracing::warn!(%error, "cannot go on with a predecessor's client");
     }
 }
@@ -294,10 +287,11 @@ fn resume(client: HandedConnection, shared: &Arc<Shared>) {
 /// Hands the client over to threads of its own, which outlive this task.
 fn transmit(
     client: HandedConnection,
+    export: Arc<Export>,
     shared: &Arc<Shared>,
     permit: Option<OwnedSemaphorePermit>,
 ) -> io::Result<()> {
-    let connection = Connection::new(client, shared.export.device.clone(), shared.pause.clone());
+    let connection = Connection::new(client, export, shared.pause.clone());
     let connection = Arc::new(connection);
     let number = {
         let mut table = shared.table();

@@ -57,7 +57,7 @@ fn apply(volume: &EncryptedVolume, model: &mut [u8], operation: &Operation, offs
     match *operation {
         Operation::Read => {
             let mut got = vec![0xee; length];
-            volume.read(at, &mut got).unwrap();
+            volume.read(at, &mut got, &mut Extents::default()).unwrap();
             assert_eq!(got, &model[target]);
         }
         Operation::Write { fill, durable } => {
@@ -72,7 +72,7 @@ fn apply(volume: &EncryptedVolume, model: &mut [u8], operation: &Operation, offs
         Operation::Trim { durable } => {
             volume.trim(at, count, durable).unwrap();
             // What a trimmed range reads as is unspecified: take over what it is, outside it nothing may change.
-            volume.read(at, &mut model[target]).unwrap();
+            volume.read(at, &mut model[target], &mut Extents::default()).unwrap();
         }
         Operation::Flush => volume.flush().unwrap(),
     }
@@ -91,7 +91,7 @@ proptest! {
             apply(&volume, &mut model, operation, *start, end - start);
         }
         let mut all = vec![1; SIZE];
-        volume.read(0, &mut all).unwrap();
+        volume.read(0, &mut all, &mut Extents::default()).unwrap();
         prop_assert_eq!(all, model);
     }
 }
@@ -112,7 +112,7 @@ fn concurrent_neighbours_lose_nothing() {
                         let mine = [round ^ thread as u8; RUN];
                         volume.write(at as u64, &mut mine.clone(), false).unwrap();
                         let mut back = [0xff; RUN];
-                        volume.read(at as u64, &mut back).unwrap();
+                        volume.read(at as u64, &mut back, &mut Extents::default()).unwrap();
                         assert_eq!(back, mine, "thread {thread}, offset {at}");
                     }
                 }
@@ -139,7 +139,7 @@ fn whole_sectors_and_parts_of_them_do_not_tear() {
         });
     });
     let mut sector = [0; 4096];
-    volume.read(0, &mut sector).unwrap();
+    volume.read(0, &mut sector, &mut Extents::default()).unwrap();
     assert_eq!(sector, [7; 4096]);
 }
 
@@ -180,7 +180,7 @@ fn without_discard_zeros_look_like_data() {
         let fast = Zeroes { may_discard: true, fast: true };
         assert!(matches!(volume.write_zeroes(0, 4096, fast, false), Err(BlockError::NotSupported)));
         let mut all = vec![1; SIZE];
-        volume.read(0, &mut all).unwrap();
+        volume.read(0, &mut all, &mut Extents::default()).unwrap();
         assert_eq!(all, vec![0; SIZE]);
     });
     assert!(stored.chunks(16).all(|block| block != [0; 16]));

@@ -8,7 +8,7 @@ use sealblk::audit::AuditLog;
 use sealblk::envelope::{Layout, file};
 use sealblk::geometry::{SectorSize, VolumeSize};
 use sealblk::kms::{Provider, Role};
-use sealblk::nbd::server::{Address, Export, Limits, Listener, Resumed, Signal, serve};
+use sealblk::nbd::server::{Address, Export, Exports, Limits, Listener, Resumed, Signal, serve};
 use sealblk::secret::DataKey;
 use sealblk::store::Backing;
 use sealblk::volume::{EncryptedVolume, Options};
@@ -63,12 +63,26 @@ fn compare(sector: SectorSize) {
     let cipher = Implementation::AwsLc.cipher(&key, sector);
     let options = Options { read_only: false, discard: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);
-    let export = Export { name: String::new(), description: String::new(), device: Arc::new(volume) };
+    let export = Export {
+        name: String::new(),
+        description: String::new(),
+        device: Arc::new(volume),
+        read_only: false,
+    };
     let (stop, stopped) = tokio::sync::watch::channel(Signal::Run);
     let (serving, uri) = runtime.block_on(async {
         let listener = Listener::bind(&Address::Unix(socket), false).await.unwrap();
         let uri = listener.uri("");
-        (tokio::spawn(serve(vec![listener], export, Limits::default(), Resumed::default(), stopped)), uri)
+        (
+            tokio::spawn(serve(
+                vec![listener],
+                Exports::new(vec![export]),
+                Limits::default(),
+                Resumed::default(),
+                stopped,
+            )),
+            uri,
+        )
     });
     let mut copy = tool("nbdcopy");
     copy.arg(&image).arg(&uri);

@@ -18,11 +18,12 @@ use std::thread;
 
 use zeroize::Zeroize;
 
+use super::Export;
 use super::handover::{ConnectionDescription, HandedConnection};
 use super::incoming::{Incoming, Next, Pause};
+use super::link::Link;
 use super::request::{check, nbd_error, perform};
-use super::socket::Socket;
-use crate::block::BlockDevice;
+use crate::block::{BlockDevice, Extents};
 use crate::nbd::wire::{
     Command, CommandFlags, MAX_PAYLOAD, NbdError, REQUEST_LENGTH, Request, WireError, simple_reply,
 };
@@ -35,9 +36,9 @@ const BUFFER: usize = 1 << 20;
 const STACK: usize = 256 << 10;
 
 pub(super) struct Connection {
-    socket: Arc<Socket>,
+    link: Arc<Link>,
     told: ConnectionDescription,
-    device: Arc<dyn BlockDevice>,
+    export: Arc<Export>,
     receiving: Mutex<Receiver>,
     sending: Mutex<()>,
     draining: AtomicBool,
@@ -71,34 +72,30 @@ enum Hangup {
 }
 
 impl Connection {
-    pub(super) fn new(
-        client: HandedConnection,
-        device: Arc<dyn BlockDevice>,
-        pause: Option<Arc<Pause>>,
-    ) -> Self {
+    pub(super) fn new(client: HandedConnection, export: Arc<Export>, pause: Option<Arc<Pause>>) -> Self {
         let HandedConnection { socket, told } = client;
-        let socket = Arc::new(socket);
-        let incoming = Incoming::new(socket.clone(), pause);
+        let link = Arc::new(Link::Plain(socket));
+        let incoming = Incoming::new(link.clone(), pause);
         let receiving = Mutex::new(Receiver { incoming, state: State::Open });
         let (draining, cut) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { socket, told, device, receiving, sending: Mutex::new(()), draining, cut }
+        Self { link, told, export, receiving, sending: Mutex::new(()), draining, cut }
     }
 
     /// No more requests are read from the socket; those already read ahead are refused, those being served finish.
     pub(super) fn begin_drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.socket.shutdown(Shutdown::Read);
+        self.link.shutdown(Shutdown::Read);
     }
 
     /// Ends what is left of the connection.
     pub(super) fn cut(&self) {
         self.cut.store(true, Ordering::Release);
-        self.socket.shutdown(Shutdown::Both);
+        self.link.shutdown(Shutdown::Both);
     }
 
     /// Ends long requests, and then what is left of the connection.
     pub(super) fn abort(&self) {
-        self.device.stop();
+        self.export.device.stop();
         self.cut();
     }
 
@@ -112,9 +109,9 @@ impl Connection {
     /// For a successor, once its threads have ended; `None` if there is nothing to go on with.
     pub(super) fn into_handed(self) -> Option<HandedConnection> {
         let goes_on = self.is_paused();
-        let Self { socket, told, receiving, .. } = self;
+        let Self { link, told, receiving, .. } = self;
         drop(receiving);
-        let socket = Arc::into_inner(socket).filter(|_| goes_on)?;
+        let socket = Arc::into_inner(link).filter(|_| goes_on)?.into_socket()?;
         Some(HandedConnection { socket, told })
     }
 
@@ -138,7 +135,8 @@ pub(super) fn start(
         let (connection, registration) = (connection.clone(), registration.clone());
         let spawned =
             thread::Builder::new().name(format!("nbd-{number}")).stack_size(STACK).spawn(move || {
-                Worker { connection: &connection, buffer: Vec::new() }.run();
+                let device = &*connection.export.device;
+                Worker { connection: &connection, device, buffer: Vec::new() }.run();
                 // First the device: whoever waits for the last registration relies on nobody using it any more.
                 drop(connection);
                 drop(registration);
@@ -154,6 +152,7 @@ pub(super) fn start(
 
 struct Worker<'a> {
     connection: &'a Connection,
+    device: &'a dyn BlockDevice,
     buffer: Vec<u8>,
 }
 
@@ -211,7 +210,7 @@ impl Worker<'_> {
         if self.connection.draining.load(Ordering::Acquire) {
             return Err(NbdError::Shutdown);
         }
-        check(request, &*self.connection.device)
+        check(request, &self.connection.export)
     }
 
     /// Takes a write's data off the stream, whether it is wanted or not.
@@ -229,27 +228,26 @@ impl Worker<'_> {
             incoming.take(self.space(piece))?;
             if outcome.is_ok() {
                 let data = &mut self.buffer[..piece];
-                outcome = self.connection.device.write(offset, data, false).map_err(nbd_error);
+                outcome = self.device.write(offset, data, false).map_err(nbd_error);
             }
         }
         if outcome.is_ok() && request.flags.contains(CommandFlags::FUA) {
-            outcome = self.connection.device.flush().map_err(nbd_error);
+            outcome = self.device.flush().map_err(nbd_error);
         }
         Ok(Verdict::Answer(outcome))
     }
 
     fn serve(&mut self, pending: Pending) -> Result<(), Hangup> {
         let Pending { request, verdict } = pending;
-        let device = &*self.connection.device;
         let result = match verdict {
             Verdict::Answer(result) => result,
             Verdict::Serve if request.command == Command::READ => return self.serve_read(&request),
             Verdict::Serve if request.command == Command::WRITE => {
                 let durable = request.flags.contains(CommandFlags::FUA);
                 let data = &mut self.buffer[..request.length as usize];
-                device.write(request.offset, data, durable).map_err(nbd_error)
+                self.device.write(request.offset, data, durable).map_err(nbd_error)
             }
-            Verdict::Serve => perform(&request, device),
+            Verdict::Serve => perform(&request, self.device),
         };
         Ok(self.connection.send(&simple_reply(request.cookie, result), &[])?)
     }
@@ -258,7 +256,7 @@ impl Worker<'_> {
         let connection = self.connection;
         let mut pieces = pieces(request);
         let (offset, first) = pieces.next().unwrap_or((request.offset, 0));
-        let result = connection.device.read(offset, self.space(first)).map_err(nbd_error);
+        let result = self.device.read(offset, self.space(first), &mut Extents::default()).map_err(nbd_error);
         let header = simple_reply(request.cookie, result);
         if result.is_err() {
             return Ok(connection.send(&header, &[])?);
@@ -267,7 +265,9 @@ impl Worker<'_> {
         let turn = connection.sending.lock().unwrap_or_else(PoisonError::into_inner);
         connection.write(&header, &self.buffer[..first])?;
         for (offset, piece) in pieces {
-            connection.device.read(offset, self.space(piece)).map_err(|_| Hangup::MidReply)?;
+            self.device
+                .read(offset, self.space(piece), &mut Extents::default())
+                .map_err(|_| Hangup::MidReply)?;
             connection.write(&[], &self.buffer[..piece])?;
         }
         drop(turn);
@@ -306,7 +306,7 @@ impl Connection {
         let mut slices = &mut [IoSlice::new(header), IoSlice::new(data)][..];
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
-            match (&*self.socket).write_vectored(slices) {
+            match (&*self.link).write_vectored(slices) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => IoSlice::advance_slices(&mut slices, written),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -13,9 +13,8 @@ use std::path::PathBuf;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
-use super::handshake::transmission_flags;
 use super::socket::Socket;
-use super::{Export, Listener};
+use super::{Agreed, Export, Listener};
 use crate::nbd::wire::TransmissionFlags;
 
 /// What a server leaves to its successor. What is dropped instead ends as if the server had ended: connections
@@ -60,6 +59,8 @@ pub struct ConnectionDescription {
     pub size: u64,
     /// Its transmission flags.
     pub flags: u16,
+    /// What else was agreed on.
+    pub agreed: Agreed,
 }
 
 /// What a listener is.
@@ -130,14 +131,14 @@ impl HandedConnection {
 }
 
 impl ConnectionDescription {
-    pub(super) fn of(export: &Export) -> Self {
-        let TransmissionFlags(flags) = transmission_flags(export);
-        Self { export: export.name.clone(), size: export.device.size(), flags }
+    pub(super) fn of(export: &Export, agreed: Agreed) -> Self {
+        let TransmissionFlags(flags) = export.flags();
+        Self { export: export.name.clone(), size: export.device.size(), flags, agreed }
     }
 
     /// Whether `export` is what the client was told. It may be able to do more.
     pub(super) fn holds_for(&self, export: &Export) -> bool {
-        let now = Self::of(export);
+        let now = Self::of(export, self.agreed);
         self.export == now.export && self.size == now.size && self.flags & !now.flags == 0
     }
 }

@@ -1,14 +1,14 @@
 //! The handshake: which export, described how ("Handshake phase").
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Export;
+use super::{Agreed, Export, Exports};
 use crate::nbd::wire::{
     ClientFlags, ExportReply, GREETING, InfoRequest, InfoType, MAX_OPTION_LENGTH, MAX_PAYLOAD, OptionCode,
-    OptionHeader, OptionReply, TransmissionFlags, WireError, block_size_info, export_info, server_entry,
-    text_info,
+    OptionHeader, OptionReply, WireError, block_size_info, export_info, server_entry, text_info,
 };
 
 /// Options in one handshake: more than any client needs, few enough to end one that never chooses.
@@ -16,8 +16,8 @@ const MAX_OPTIONS: usize = 1024;
 
 /// How a handshake ended.
 pub(super) enum Outcome {
-    /// The client has chosen the export.
-    Transmit,
+    /// The client has chosen an export.
+    Transmit(Arc<Export>, Agreed),
     /// The session is over.
     Over,
 }
@@ -34,10 +34,10 @@ pub(super) enum HandshakeError {
     TooManyOptions,
 }
 
-/// Haggles until the client chooses the export, gives up or errs beyond an answer.
+/// Haggles until the client chooses an export, gives up or errs beyond an answer.
 pub(super) async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    export: &Export,
+    exports: &Exports,
 ) -> Result<Outcome, HandshakeError> {
     stream.write_all(&GREETING).await?;
     let mut flags = [0; 4];
@@ -53,7 +53,7 @@ pub(super) async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
         }
         let mut data = vec![0; header.length as usize];
         stream.read_exact(&mut data).await?;
-        let answer = answer(header.code, &data, client, export)?;
+        let answer = answer(header.code, &data, client, exports)?;
         stream.write_all(&answer.bytes).await?;
         if let Some(outcome) = answer.then {
             return Ok(outcome);
@@ -78,42 +78,45 @@ fn answer(
     code: OptionCode,
     data: &[u8],
     client: ClientFlags,
-    export: &Export,
+    exports: &Exports,
 ) -> Result<Answer, HandshakeError> {
     Ok(match code {
         OptionCode::EXPORT_NAME => {
             let name = String::from_utf8_lossy(data);
-            if !is_named(export, &name) {
+            let Some(export) = exports.find(&name) else {
                 return Err(HandshakeError::NoSuchExport(name.into_owned()));
-            }
-            let reply = ExportReply { size: export.device.size(), flags: transmission_flags(export) };
-            Answer { bytes: reply.encode(client), then: Some(Outcome::Transmit) }
+            };
+            let reply = ExportReply { size: export.device.size(), flags: export.flags() };
+            let then = Outcome::Transmit(export.clone(), Agreed::default());
+            Answer { bytes: reply.encode(client), then: Some(then) }
         }
         OptionCode::ABORT => Answer { bytes: OptionReply::ACK.encode(code, b""), then: Some(Outcome::Over) },
         OptionCode::LIST if !data.is_empty() => {
             Answer::and_go_on(OptionReply::ERR_INVALID.encode(code, b"NBD_OPT_LIST takes no data"))
         }
         OptionCode::LIST => {
-            let entry = server_entry(&export.name, &export.description);
-            let replies = [OptionReply::SERVER.encode(code, &entry), OptionReply::ACK.encode(code, b"")];
-            Answer::and_go_on(replies.concat())
+            let entries = exports.iter().map(|export| server_entry(&export.name, &export.description));
+            let mut replies: Vec<u8> =
+                entries.flat_map(|entry| OptionReply::SERVER.encode(code, &entry)).collect();
+            replies.extend(OptionReply::ACK.encode(code, b""));
+            Answer::and_go_on(replies)
         }
-        OptionCode::INFO | OptionCode::GO => describe(code, data, export),
+        OptionCode::INFO | OptionCode::GO => describe(code, data, exports),
         _ => Answer::and_go_on(OptionReply::ERR_UNSUP.encode(code, b"option not supported")),
     })
 }
 
 /// NBD_OPT_INFO and NBD_OPT_GO.
-fn describe(code: OptionCode, data: &[u8], export: &Export) -> Answer {
+fn describe(code: OptionCode, data: &[u8], exports: &Exports) -> Answer {
     let Ok(request) = InfoRequest::decode(data) else {
         return Answer::and_go_on(OptionReply::ERR_INVALID.encode(code, b"malformed option"));
     };
-    if !is_named(export, &request.name) {
+    let Some(export) = exports.find(&request.name) else {
         return Answer::and_go_on(OptionReply::ERR_UNKNOWN.encode(code, b"no such export"));
-    }
+    };
     let device = &export.device;
     let mut infos = vec![
-        export_info(device.size(), transmission_flags(export)),
+        export_info(device.size(), export.flags()),
         // Any byte range is served, so the smallest block is one byte.
         block_size_info(1, device.features().preferred_block, MAX_PAYLOAD),
     ];
@@ -125,24 +128,6 @@ fn describe(code: OptionCode, data: &[u8], export: &Export) -> Answer {
     }
     let mut bytes: Vec<u8> = infos.iter().flat_map(|info| OptionReply::INFO.encode(code, info)).collect();
     bytes.extend(OptionReply::ACK.encode(code, b""));
-    Answer { bytes, then: (code == OptionCode::GO).then_some(Outcome::Transmit) }
-}
-
-/// The empty name stands for the default export.
-fn is_named(export: &Export, name: &str) -> bool {
-    name.is_empty() || name == export.name
-}
-
-pub(super) fn transmission_flags(export: &Export) -> TransmissionFlags {
-    use TransmissionFlags as Flags;
-    let all = Flags::HAS_FLAGS
-        .and(Flags::SEND_FLUSH)
-        .and(Flags::SEND_FUA)
-        .and(Flags::CAN_MULTI_CONN)
-        .and(Flags::SEND_CACHE);
-    if export.device.features().read_only {
-        all.and(Flags::READ_ONLY)
-    } else {
-        all.and(Flags::SEND_TRIM).and(Flags::SEND_WRITE_ZEROES).and(Flags::SEND_FAST_ZERO)
-    }
+    let then = (code == OptionCode::GO).then(|| Outcome::Transmit(export.clone(), Agreed::default()));
+    Answer { bytes, then }
 }

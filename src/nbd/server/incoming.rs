@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::socket::Socket;
+use super::link::Link;
 
 /// Bytes read ahead: headers and the data of small writes come in with few system calls.
 const READ_AHEAD: usize = 64 << 10;
@@ -35,12 +35,12 @@ impl Pause {
         self.asked.load(Ordering::Acquire)
     }
 
-    /// Waits until there is something to read on `socket`, or a pause is asked for: true, whatever else there is.
-    fn comes_first(&self, socket: &Socket) -> io::Result<bool> {
-        loop {
+    /// Waits until there is something to read on `link`, or a pause is asked for: true, whatever else there is.
+    fn comes_first(&self, link: &Link) -> io::Result<bool> {
+        while !link.has_buffered() {
             let wanted = [
                 PollFd::new(&self.event, PollFlags::IN),
-                PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN),
             ];
             let mut descriptors = wanted;
             match poll(&mut descriptors, None) {
@@ -49,6 +49,7 @@ impl Pause {
                 Err(error) => return Err(error.into()),
             }
         }
+        Ok(self.is_asked())
     }
 }
 
@@ -70,8 +71,8 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// With `pause`, one more system call is made wherever a request is waited for.
-    pub(super) fn new(socket: Arc<Socket>, pause: Option<Arc<Pause>>) -> Self {
-        Self { stream: BufReader::with_capacity(READ_AHEAD, Half(socket)), pause }
+    pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
+        Self { stream: BufReader::with_capacity(READ_AHEAD, Half(link)), pause }
     }
 
     /// Waits where a request may begin.
@@ -97,8 +98,8 @@ impl Incoming {
     }
 }
 
-/// The reading side of the shared socket.
-struct Half(Arc<Socket>);
+/// The reading side of the shared link.
+struct Half(Arc<Link>);
 
 impl Read for Half {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -113,6 +114,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::socket::Socket;
     use super::*;
 
     /// Messages of these lengths, each of two bytes that tell how many follow.
@@ -131,7 +133,7 @@ mod tests {
         ) {
             let stream = messages(&lengths);
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let (mut left, socket) = (ours.try_clone().unwrap(), Arc::new(Socket::Unix(ours)));
+            let (mut left, socket) = (ours.try_clone().unwrap(), Arc::new(Link::Plain(Socket::Unix(ours))));
             let sent = stream.clone();
             let writer = std::thread::spawn(move || (&theirs).write_all(&sent).unwrap());
             let pause = Arc::new(Pause::new().unwrap());

@@ -1,5 +1,6 @@
 //! One request: checked, then served. No I/O with the client.
 
+use super::Export;
 use crate::block::{BlockDevice, BlockError, Zeroes};
 use crate::geometry::ByteRange;
 use crate::nbd::wire::{Command, CommandFlags, MAX_PAYLOAD, NbdError, Request};
@@ -8,8 +9,8 @@ use crate::nbd::wire::{Command, CommandFlags, MAX_PAYLOAD, NbdError, Request};
 ///
 /// # Errors
 /// The error to answer with.
-pub(super) fn check(request: &Request, device: &dyn BlockDevice) -> Result<(), NbdError> {
-    let fits = ByteRange::within(request.offset, request.length.into(), device.size()).is_some();
+pub(super) fn check(request: &Request, export: &Export) -> Result<(), NbdError> {
+    let fits = ByteRange::within(request.offset, request.length.into(), export.device.size()).is_some();
     let changes = matches!(request.command, Command::WRITE | Command::TRIM | Command::WRITE_ZEROES);
     let allowed = match request.command {
         Command::WRITE_ZEROES => {
@@ -21,7 +22,7 @@ pub(super) fn check(request: &Request, device: &dyn BlockDevice) -> Result<(), N
     if !request.flags.only(allowed) {
         return Err(NbdError::Invalid);
     }
-    if changes && device.features().read_only {
+    if changes && export.is_read_only() {
         return Err(NbdError::Permission);
     }
     match request.command {
@@ -51,8 +52,7 @@ pub(super) fn perform(request: &Request, device: &dyn BlockDevice) -> Result<(),
             };
             device.write_zeroes(offset, length, how, durable)
         }
-        // CACHE is a hint, and the page cache is the kernel's to fill.
-        _ => Ok(()),
+        _ => device.cache(offset, length),
     }
     .map_err(nbd_error)
 }
@@ -74,8 +74,10 @@ pub(super) fn nbd_error(error: BlockError) -> NbdError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::block::Features;
+    use crate::block::{Extents, Features};
 
     struct Device {
         read_only: bool,
@@ -90,7 +92,16 @@ mod tests {
             Features { read_only: self.read_only, preferred_block: 4096 }
         }
 
-        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), BlockError> {
+        fn read(&self, _: u64, _: &mut [u8], _: &mut Extents) -> Result<(), BlockError> {
+            Ok(())
+        }
+
+        fn status(&self, _: u64, length: u64, _: usize, extents: &mut Extents) -> Result<(), BlockError> {
+            extents.push(length, false);
+            Ok(())
+        }
+
+        fn cache(&self, _: u64, _: u64) -> Result<(), BlockError> {
             Ok(())
         }
 
@@ -121,7 +132,8 @@ mod tests {
         read_only: bool,
     ) -> Result<(), NbdError> {
         let request = Request { flags: CommandFlags(flags), command, cookie: 0, offset, length };
-        check(&request, &Device { read_only })
+        let device = Arc::new(Device { read_only });
+        check(&request, &Export { name: String::new(), description: String::new(), device, read_only: false })
     }
 
     #[test]

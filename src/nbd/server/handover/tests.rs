@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use self::client::{Client, Random, haggle, read_request, reply, request};
 use self::device::{Memory, SIZE};
-use super::super::{Address, Export, Limits, Listener, Served, Signal, serve};
+use super::super::{Address, Exports, Limits, Listener, Served, Signal, serve};
 use super::*;
 use crate::nbd::wire::Command;
 
@@ -69,10 +69,16 @@ impl Servers {
 
     fn succeed_as(&mut self, handed: Handed, served: u64, name: &str) {
         let device = Arc::new(self.memory.device());
-        let export = Export { name: name.into(), description: String::new(), device };
+        let export = Export { name: name.into(), description: String::new(), device, read_only: false };
         let (stop, stopped) = watch::channel(Signal::Run);
         let resumed = Resumed { connections: handed.connections, served };
-        let serving = self.runtime.spawn(serve(handed.listeners, export, self.limits, resumed, stopped));
+        let serving = self.runtime.spawn(serve(
+            handed.listeners,
+            Exports::new(vec![export]),
+            self.limits,
+            resumed,
+            stopped,
+        ));
         self.now = Some((stop, serving));
     }
 
@@ -395,7 +401,8 @@ fn only_the_right_descriptors_are_taken() {
     let runtime = Runtime::new().unwrap();
     let _runtime = runtime.enter();
     let directory = tempfile::tempdir().unwrap();
-    let told = || ConnectionDescription { export: String::new(), size: SIZE, flags: 0 };
+    let told =
+        || ConnectionDescription { export: String::new(), size: SIZE, flags: 0, agreed: Agreed::default() };
     let path = directory.path().join("socket");
     let unix_listener = || std::os::unix::net::UnixListener::bind(&path).unwrap();
     let tcp_listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -421,7 +428,7 @@ fn only_the_right_descriptors_are_taken() {
 fn a_connection_is_in_blocking_mode_and_a_description_says_all_that_it_knows() {
     let (stream, _peer) = UnixStream::pair().unwrap();
     stream.set_nonblocking(true).unwrap();
-    let told = ConnectionDescription { export: "é".into(), size: 1, flags: 2 };
+    let told = ConnectionDescription { export: "é".into(), size: 1, flags: 2, agreed: Agreed::default() };
     let connection = HandedConnection::from_parts(stream.into(), told.clone()).unwrap();
     let (descriptor, same) = connection.into_parts();
     assert_eq!(told, same);

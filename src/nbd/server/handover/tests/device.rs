@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::block::{BlockDevice, BlockError, Features, Zeroes};
+use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
 
 /// In bytes.
 pub(super) const SIZE: u64 = 512 << 20;
@@ -67,8 +67,18 @@ impl BlockDevice for Device {
         Features { read_only: false, preferred_block: 4096 }
     }
 
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), BlockError> {
+    fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
+        extents.push(buffer.len() as u64, false);
         self.0.parts(offset, buffer.len(), |part, at| buffer[at..at + part.len()].copy_from_slice(part));
+        Ok(())
+    }
+
+    fn status(&self, _: u64, length: u64, _: usize, extents: &mut Extents) -> Result<(), BlockError> {
+        extents.push(length, false);
+        Ok(())
+    }
+
+    fn cache(&self, _: u64, _: u64) -> Result<(), BlockError> {
         Ok(())
     }
 

@@ -1,0 +1,67 @@
+//! What a client in transmission is reached by: several threads read from it and write to it, in turns.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
+
+use super::socket::Socket;
+
+/// A connection's byte stream in both directions.
+pub(super) enum Link {
+    /// The socket itself.
+    Plain(Socket),
+}
+
+impl Link {
+    /// Becomes readable when there is something to read that [`Link::has_buffered`] does not know of.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Plain(socket) => socket.as_fd(),
+        }
+    }
+
+    /// True if bytes that were taken from the socket wait to be read.
+    pub(super) fn has_buffered(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// Ends one or both directions, also for a thread that waits in a read or a write.
+    pub(super) fn shutdown(&self, how: Shutdown) {
+        match self {
+            Self::Plain(socket) => socket.shutdown(how),
+        }
+    }
+
+    /// The socket, for a successor; `None` where it cannot go on without what this process knows.
+    pub(super) fn into_socket(self) -> Option<Socket> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+        }
+    }
+}
+
+impl Read for &Link {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match *self {
+            Link::Plain(socket) => { socket }.read(buffer),
+        }
+    }
+}
+
+impl Write for &Link {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buffer)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match *self {
+            Link::Plain(socket) => { socket }.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
