@@ -11,6 +11,7 @@
 
 mod audit;
 mod bad_input;
+mod certificates;
 mod ciphertext;
 mod clients;
 mod config;
