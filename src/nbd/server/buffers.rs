@@ -104,9 +104,15 @@ impl Pool {
         Buffer { pool: self, class, bytes, length }
     }
 
-    /// Frees what nobody uses, but for one buffer at most. True if nothing more is left to free.
+    /// Frees what nobody uses, but for one buffer at most.
     pub(super) fn trim(&self) {
         self.drop_free(&mut self.shelf(), 1);
+    }
+
+    /// Bytes of all buffers, those that nobody uses included.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.shelf().held
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {

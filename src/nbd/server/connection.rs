@@ -202,3 +202,6 @@ impl Drop for Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

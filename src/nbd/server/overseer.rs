@@ -100,7 +100,7 @@ impl Overseer {
             match seen {
                 Seen::Idle | Seen::Quiet if closely == Look::Window => pool.trim(),
                 Seen::Stuck(more) => {
-                    stuck.push((member.connection.clone(), member.registration.clone(), more))
+                    stuck.push((member.connection.clone(), member.registration.clone(), more));
                 }
                 _ => {}
             }

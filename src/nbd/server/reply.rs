@@ -234,3 +234,69 @@ impl Unfinished<'_> {
         self.pending.hang_up(Hangup::MidReply)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::socket::Socket;
+    use super::*;
+    use crate::nbd::wire::CommandFlags;
+
+    fn outgoing(replies: Replies) -> (Outgoing, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Outgoing::new(Arc::new(Link::Plain(Socket::Unix(ours))), replies), theirs)
+    }
+
+    fn read(length: u64) -> Request {
+        Request { flags: CommandFlags(0), command: Command::READ, cookie: 7, offset: 0, length }
+    }
+
+    /// Two implementations fit a type that can be cloned; then it is ambiguous and does not compile.
+    trait NotClone<T> {
+        const HOLDS: bool = true;
+    }
+
+    impl<T: ?Sized> NotClone<()> for T {}
+
+    impl<T: Clone> NotClone<u8> for T {}
+
+    #[test]
+    fn neither_a_request_nor_the_proof_of_its_answer_can_be_copied() {
+        const { assert!(<Pending<'_> as NotClone<_>>::HOLDS) }
+        const { assert!(<Unfinished<'_> as NotClone<_>>::HOLDS) }
+        const { assert!(<Answered as NotClone<_>>::HOLDS) }
+    }
+
+    #[test]
+    fn a_request_that_is_dropped_unanswered_ends_its_connection() {
+        let (outgoing, mut peer) = outgoing(Replies::Simple);
+        let pending = Pending::new(read(1), &outgoing);
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(pending)));
+        assert_eq!(dropped.is_err(), cfg!(debug_assertions), "while developing it is a failure as well");
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_simple_reply_that_cannot_be_finished_ends_its_connection() {
+        let (outgoing, mut peer) = outgoing(Replies::Simple);
+        let reply = Pending::new(read(4), &outgoing).begin_simple(b"ab").unwrap();
+        assert!(outgoing.is_sending());
+        assert!(matches!(reply.give_up(), Hangup::MidReply));
+        let mut bytes = Vec::new();
+        peer.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x07ab");
+    }
+
+    #[test]
+    fn a_client_that_is_gone_is_not_waited_for() {
+        for replies in [Replies::Simple, Replies::Structured, Replies::Extended] {
+            let (outgoing, peer) = outgoing(replies);
+            drop(peer);
+            let answered = Pending::new(read(1), &outgoing).finish(Err(NbdError::Io));
+            assert!(matches!(answered, Err(Hangup::Io(_))));
+        }
+    }
+}
