@@ -10,15 +10,22 @@
 //! [`Signal::HandOver`] stops every connection between two requests and returns the sockets, still open, as
 //! [`Handed`]; a successor that is given them goes on where this server stopped, and no client notices.
 
+mod buffers;
 mod connection;
+mod crew;
 mod exports;
 mod handover;
 mod handshake;
 mod incoming;
 mod link;
 mod listen;
+mod overseer;
+mod read;
+mod receiver;
+mod reply;
 mod request;
 mod socket;
+mod worker;
 
 use std::collections::HashMap;
 use std::io;
@@ -36,6 +43,7 @@ pub use listen::{Address, ListenError, Listener, SocketFile, bind_unix, is_aband
 
 use self::connection::Connection;
 use self::incoming::Pause;
+use self::overseer::Overseer;
 use self::socket::Stream;
 
 /// At a hand-over, for clients that have not chosen their export yet; then they are cut.
@@ -97,11 +105,19 @@ pub async fn serve(
     mut stop: watch::Receiver<Signal>,
 ) -> Served {
     let (done, all_done) = mpsc::channel(1);
+    let overseer = Arc::new(Overseer::default());
+    // It ends with this set, and holds on to nothing.
+    let mut overseeing = JoinSet::new();
+    overseeing.spawn({
+        let overseer = overseer.clone();
+        async move { overseer.run().await }
+    });
     let shared = Arc::new(Shared {
         exports,
         limits,
         permits: Arc::new(Semaphore::new(limits.connections)),
         pause: if limits.restartable { pause() } else { None },
+        overseer,
         live: Mutex::new(Table { live: HashMap::new(), count: resumed.earlier() }),
         done,
     });
@@ -186,6 +202,7 @@ struct Shared {
     limits: Limits,
     permits: Arc<Semaphore>,
     pause: Option<Arc<Pause>>,
+    overseer: Arc<Overseer>,
     live: Mutex<Table>,
     done: mpsc::Sender<()>,
 }
@@ -291,7 +308,7 @@ fn transmit(
     shared: &Arc<Shared>,
     permit: Option<OwnedSemaphorePermit>,
 ) -> io::Result<()> {
-    let connection = Connection::new(client, export, shared.pause.clone());
+    let connection = Connection::new(client, export, shared.pause.clone(), shared.overseer.clone());
     let connection = Arc::new(connection);
     let number = {
         let mut table = shared.table();
@@ -308,7 +325,7 @@ fn transmit(
         _permit: permit,
         _done: shared.done.clone(),
     };
-    connection::start(&connection, registration)
+    connection::start(&connection, Arc::new(registration))
 }
 
 /// What the server keeps of a connection; dropped when its last thread ends.
