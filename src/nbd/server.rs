@@ -32,6 +32,7 @@ pub use exports::{Agreed, Export, Exports, Replies};
 pub use handover::{
     ConnectionDescription, Handed, HandedConnection, ListenerDescription, ResumeError, Resumed,
 };
+pub use handshake::{Answer, Fault, Session, Then};
 pub use listen::{Address, ListenError, Listener, SocketFile, bind_unix, is_abandoned};
 
 use self::connection::Connection;
@@ -229,10 +230,13 @@ async fn accept(listener: Listener, shared: Arc<Shared>, mut stop: watch::Receiv
             },
         }
     }
+    let last = async { while haggling.join_next().await.is_some() {} };
     if *stop.borrow() == Signal::HandOver {
-        let last = async { while haggling.join_next().await.is_some() {} };
         // Whoever needs longer than this is cut below.
         let _ = tokio::time::timeout(LAST_HANDSHAKES, last).await;
+    } else {
+        // They know, and do not need long.
+        last.await;
     }
     haggling.shutdown().await;
     listener
@@ -250,8 +254,8 @@ async fn attend(
     permit: OwnedSemaphorePermit,
     stop: watch::Receiver<Signal>,
 ) {
-    let haggled =
-        tokio::time::timeout(shared.limits.handshake, handshake::haggle(&mut stream, &shared.exports)).await;
+    let haggle = handshake::haggle(&mut stream, &shared.exports, stop.clone());
+    let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
     let (export, agreed) = match haggled {
         Ok(Ok(handshake::Outcome::Transmit(export, agreed))) => (export, agreed),
         Ok(Ok(handshake::Outcome::Over)) => return,

@@ -7,9 +7,9 @@ mod handshake;
 mod transmission;
 
 pub use handshake::{
-    ClientFlags, ExportReply, GREETING, HANDSHAKE_FLAGS, InfoRequest, InfoType, MAX_OPTION_LENGTH,
-    OptionCode, OptionHeader, OptionReply, TransmissionFlags, block_size_info, export_info, server_entry,
-    text_info,
+    ALLOCATION, ALLOCATION_CONTEXT, ClientFlags, ContextRequest, ExportReply, GREETING, HANDSHAKE_FLAGS,
+    InfoRequest, InfoType, MAX_OPTION_LENGTH, MAX_STRING, OptionCode, OptionHeader, OptionReply,
+    TransmissionFlags, block_size_info, context_entry, export_info, server_entry, text_info,
 };
 pub use transmission::{
     Command, CommandFlags, MAX_PAYLOAD, NbdError, REQUEST_LENGTH, Request, SIMPLE_REPLY_LENGTH, simple_reply,
