@@ -1,6 +1,7 @@
 //! Commands and flags; how a failure becomes an exit code.
 
 mod audit;
+mod clients;
 mod config;
 mod envelopes;
 mod failure;
@@ -8,6 +9,7 @@ mod gc;
 mod inspect;
 mod kms;
 mod manual;
+mod open_files;
 mod options;
 mod output;
 mod policy;

@@ -15,7 +15,7 @@ use toml::Spanned;
 
 pub use file::FileError;
 pub use values::{AbsolutePath, BackingText, Cipher, Context, Interval, KeyUnusable, Level, ProviderText};
-pub use values::{Seconds, Sector, Text};
+pub use values::{Count, Seconds, Sector, SocketMode, Text, Users};
 
 /// A value, and where in the file it stands; `None` if the file does not name it.
 pub type Setting<T> = Option<Spanned<T>>;
@@ -73,6 +73,10 @@ pub struct Settings {
     pub defaults: Defaults,
     /// `[watch]`.
     pub watch: Watch,
+    /// `[sockets]`.
+    pub sockets: Sockets,
+    /// `[limits]`.
+    pub limits: Limits,
 }
 
 /// Which KMS, and how it is reached.
@@ -135,6 +139,28 @@ pub struct Watch {
     pub interval: Setting<Interval>,
     /// What is done once it cannot be used any more.
     pub when_key_unusable: Setting<KeyUnusable>,
+}
+
+/// Unix sockets of volumes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Sockets {
+    /// Mode of their files.
+    pub mode: Setting<SocketMode>,
+    /// Whom the files are given to.
+    pub owner: Setting<Text>,
+    /// Who may connect besides.
+    pub allow_users: Setting<Users>,
+}
+
+/// How many clients there may be.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: Setting<Count>,
+    /// Connections of one peer at once.
+    pub connections_per_peer: Setting<Count>,
 }
 
 impl Config {

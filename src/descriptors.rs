@@ -1,6 +1,7 @@
-//! Descriptors that a predecessor left: by re-execution, or through systemd's descriptor store.
+//! Descriptors that a predecessor left, by re-execution or through systemd's descriptor store, and sockets that
+//! whoever started this process has bound for it (sd_listen_fds(3)).
 //!
-//! Both say in the environment which descriptors are meant for which process. A successor takes them once, at its
+//! All say in the environment which descriptors are meant for which process. A process takes them once, at its
 //! start, before anything else could use their numbers.
 
 mod execute;
@@ -35,9 +36,10 @@ pub fn take() -> io::Result<Vec<Named>> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
-    let listed = match std::env::var(VARIABLE) {
-        Ok(list) => read(&list)?,
-        Err(_) => sd_notify::listen_fds_with_names()?.map(|(number, name)| (name, number)).collect(),
+    let left = std::env::var(VARIABLE).ok().map(|list| read(&list)).transpose()?.flatten();
+    let listed = match left {
+        Some(list) => list,
+        None => sd_notify::listen_fds_with_names()?.map(|(number, name)| (name, number)).collect(),
     };
     let mut seen = Vec::new();
     let mut named = Vec::new();
@@ -69,17 +71,17 @@ fn own(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Reads the variable's value; another process's list is none of ours.
-fn read(list: &str) -> io::Result<Vec<(String, RawFd)>> {
+fn read(list: &str) -> io::Result<Option<Vec<(String, RawFd)>>> {
     let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{VARIABLE} cannot be read"));
     let (process, list) = list.split_once(';').ok_or_else(bad)?;
     if process != std::process::id().to_string() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let pair = |pair: &str| {
         let (name, number) = pair.split_once('=').ok_or_else(bad)?;
         Ok((name.to_owned(), number.parse().map_err(|_| bad())?))
     };
-    list.split(',').filter(|pair| !pair.is_empty()).map(pair).collect()
+    list.split(',').filter(|pair| !pair.is_empty()).map(pair).collect::<io::Result<_>>().map(Some)
 }
 
 /// The variable's value for `named`, which are kept open across an execve(2) of this process from now on.
@@ -112,9 +114,9 @@ mod tests {
     fn a_list_is_read_by_its_process_only() {
         let own = std::process::id();
         let read_own = |list: &str| read(&format!("{own};{list}"));
-        assert_eq!(read_own("a=3,b-1=4").unwrap(), [("a".to_owned(), 3), ("b-1".to_owned(), 4)]);
-        assert_eq!(read_own("").unwrap(), []);
-        assert_eq!(read(&format!("{};a=3", own + 1)).unwrap(), []);
+        assert_eq!(read_own("a=3,b-1=4").unwrap().unwrap(), [("a".to_owned(), 3), ("b-1".to_owned(), 4)]);
+        assert_eq!(read_own("").unwrap().unwrap(), []);
+        assert_eq!(read(&format!("{};a=3", own + 1)).unwrap(), None);
         for bad in ["", "a=3", "x"] {
             assert!(read(bad).is_err(), "{bad}");
         }

@@ -10,6 +10,7 @@ pub mod journal;
 pub mod provision;
 mod record;
 mod running;
+mod sockets;
 mod start;
 mod sweep;
 mod teardown;
@@ -22,10 +23,13 @@ pub use running::{Running, Status};
 pub use start::start;
 pub use sweep::{Deed, SweepError, Swept, sweep};
 
+use serde::{Deserialize, Serialize};
+
 use crate::audit::AuditLog;
+use crate::descriptors::Named;
 use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout};
 use crate::kms::{GrantToken, KmsError, Provider};
-use crate::nbd::server::{Address, ListenError};
+use crate::nbd::server::{Address, Limits, ListenError, Terms, Users};
 use crate::secret::SecretError;
 use crate::store::{Backing, StoreError};
 use crate::volume::Options;
@@ -41,12 +45,16 @@ pub struct Specification {
     pub implementation: Implementation,
     /// The KMS.
     pub provider: Provider,
-    /// Where clients connect; none for a private Unix socket.
+    /// Where clients connect; none, and none inherited either, for a private Unix socket.
     pub listen: Vec<Address>,
-    /// TCP addresses need not be loopback.
-    pub insecure: bool,
-    /// Name of the export.
-    pub export: String,
+    /// How these addresses are bound, and what is taken of those inherited.
+    pub terms: Terms,
+    /// Sockets that whoever started this process left for it: where clients connect besides.
+    pub inherited: Vec<Named>,
+    /// Names that the volume is served under, one or more; the first is the default export.
+    pub exports: Vec<ExportName>,
+    /// How clients are served.
+    pub serving: Serving,
     /// Keeps the data key in secret memory, so that the volume can go over to a successor process.
     pub restartable: bool,
     /// Where the volume will be reached by commands; for the journal only.
@@ -57,6 +65,25 @@ pub struct Specification {
     pub audit: AuditLog,
     /// The program that unwraps the key in a process of its own ([`crate::kms::isolate`]).
     pub helper: PathBuf,
+}
+
+/// A name that the volume is served under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportName {
+    /// The name; at most 4096 bytes, and no other export's.
+    pub name: String,
+    /// Refuses changes, whatever the volume takes.
+    pub read_only: bool,
+}
+
+/// How clients are served. A successor has it from its own arguments.
+#[derive(Clone, Default)]
+pub struct Serving {
+    /// Who may connect to Unix sockets, besides root, the process's own user and the sockets' owner.
+    pub users: Users,
+    /// How much they may ask for; whether the volume is restartable is not read from here.
+    pub limits: Limits,
 }
 
 /// Where a volume's key comes from.

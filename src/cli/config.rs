@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::options::{DEFAULT_KEY, KmsOptions, Switch};
 use super::{Failure, output};
-use crate::config::{Cipher, Config, Interval, KeyUnusable, Setting};
+use crate::config::{Cipher, Config, Count, Interval, KeyUnusable, Setting, SocketMode};
 
 /// Flags of `run` about the key may be given, and count.
 #[derive(Args)]
@@ -123,6 +123,7 @@ pub(super) fn config(
     table.add("log", "log", level.map(|level| level.to_string()), &settings.log, "warn");
     kms_rows(&mut table, &args.kms)?;
     volume_rows(&mut table);
+    client_rows(&mut table);
     if args.kms.is_hosts_own() {
         table.go_back_to_the_hosts_own();
     }
@@ -176,6 +177,18 @@ fn volume_rows(table: &mut Table) {
         KeyUnusable::Detach => "detach".into(),
     };
     table.add_file("watch.when_key_unusable", None, &watch.when_key_unusable, action, "");
+}
+
+fn client_rows(table: &mut Table) {
+    let (sockets, limits) = (&table.config.settings.sockets, &table.config.settings.limits);
+    // As a number, it would be shown in decimal.
+    let mode = |mode: &SocketMode| format!("{:04o}", mode.0).into();
+    table.add_file("sockets.mode", None, &sockets.mode, mode, "0600");
+    table.add_file("sockets.owner", None, &sockets.owner, |text| text.0.clone().into(), "");
+    table.add_file("sockets.allow_users", None, &sockets.allow_users, |users| users.0.clone().into(), "");
+    let count = |count: &Count| count.0.into();
+    table.add_file("limits.connections", None, &limits.connections, count, "1024");
+    table.add_file("limits.connections_per_peer", None, &limits.connections_per_peer, count, "256");
 }
 
 fn print(rows: &[(&'static str, Value, String)], json: bool) {

@@ -15,15 +15,18 @@ use clap::{Args, ValueEnum};
 use tokio::runtime::Runtime;
 
 use self::attend::Watching;
+use self::child::ProcessLimits;
 use self::volume::{Origin, Volume};
+use super::clients::ClientOptions;
 use super::envelopes::open_envelope;
+use super::open_files::OpenFiles;
 use super::options::{KmsOptions, Switch, fall_back, layout};
 use super::record_file::RecordFile;
 use super::{Failure, options};
 use crate::audit::AuditLog;
 use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
-use crate::descriptors;
-use crate::engine::{Envelope, NewKey, Source, Specification};
+use crate::descriptors::{self, Named};
+use crate::engine::{Envelope, NewKey, Serving, Source, Specification};
 use crate::envelope::Life;
 use crate::envelope::file::token_path;
 use crate::envelope::watch::DEFAULT_INTERVAL;
@@ -93,18 +96,6 @@ pub(super) struct RunArgs {
     #[arg(long)]
     cipher: Option<CipherCode>,
 
-    /// Where clients connect: unix:PATH or tcp:HOST:PORT (repeatable) [default: a private Unix socket]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Vec<String>,
-
-    /// Listen on addresses that are not loopback: whoever sees the network sees the data
-    #[arg(long)]
-    insecure: bool,
-
-    /// Name of the export
-    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
-    export: String,
-
     /// Append the teardown record to FILE instead of printing it
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -125,6 +116,9 @@ pub(super) struct RunArgs {
     /// What to do once the KMS key is disabled, scheduled for deletion or gone [default: keep]
     #[arg(long, value_name = "keep|freeze|detach")]
     when_key_unusable: Option<WhenUnusable>,
+
+    #[command(flatten)]
+    clients: ClientOptions,
 
     #[command(flatten)]
     kms: KmsOptions,
@@ -170,6 +164,7 @@ impl RunArgs {
             KeyUnusable::Freeze => WhenUnusable::Freeze,
             KeyUnusable::Detach => WhenUnusable::Detach,
         });
+        self.clients.inherit(config);
         self.kms.inherit(config);
     }
 
@@ -225,7 +220,7 @@ impl RunArgs {
     fn control(&self) -> Result<Option<PathBuf>, Failure> {
         let path = |text: &String| match text.parse()? {
             Address::Unix(path) => Ok(std::path::absolute(&path).unwrap_or(path)),
-            Address::Tcp(_) => {
+            Address::Tcp(_) | Address::Vsock { .. } => {
                 Err(Failure::Usage(format!("--control {text:?} is not of the form unix:PATH")))
             }
         };
@@ -251,11 +246,14 @@ impl RunArgs {
         }
     }
 
-    fn specification(&self, state: PathBuf, source: &Source) -> Result<Specification, Failure> {
-        let listen = self.listen.iter().map(|text| text.parse()).collect::<Result<Vec<Address>, _>>()?;
-        if self.export.len() > 4096 {
-            return Err(Failure::Usage("--export has more than 4096 bytes, the most that NBD allows".into()));
-        }
+    fn specification(
+        &self,
+        state: PathBuf,
+        source: &Source,
+        inherited: Vec<Named>,
+        serving: Serving,
+    ) -> Result<Specification, Failure> {
+        let (listen, terms) = (self.clients.listen()?, self.clients.terms()?);
         let backing = match &self.backing {
             Some(text) => Backing::from_argument(text)?,
             None => {
@@ -275,8 +273,10 @@ impl RunArgs {
             },
             provider,
             listen,
-            insecure: self.insecure,
-            export: self.export.clone(),
+            terms,
+            inherited,
+            exports: self.clients.exports()?,
+            serving,
             restartable: self.restartable,
             control: self.control()?,
             backing,
@@ -299,13 +299,15 @@ pub(super) fn run(
         source,
     })?;
     args.inherit(config);
-    let origin = Origin::of(&args, state, inherited)?;
+    let open_files = OpenFiles::raise();
+    let serving = args.clients.serving(&open_files)?;
+    let origin = Origin::of(&args, state, inherited, &serving)?;
     let watching = args.watching()?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let hardening = harden()?;
     let runtime = runtime()?;
-    let volume = Volume { args: &args, json, watching };
-    let result = runtime.block_on(volume.run(origin, record, &hardening));
+    let volume = Volume { args: &args, json, watching, serving };
+    let result = runtime.block_on(volume.run(origin, record, &ProcessLimits { hardening, open_files }));
     // A helper that still waits for a KMS must not hold the exit up.
     runtime.shutdown_background();
     result

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{self, MapAccess, Visitor};
@@ -114,6 +115,56 @@ impl<const MAX: u64> TryFrom<i64> for Seconds<MAX> {
     fn try_from(number: i64) -> Result<Self, String> {
         let seconds = u64::try_from(number).ok().filter(|seconds| (1..=MAX).contains(seconds));
         seconds.map(Self).ok_or_else(|| format!("{number} is not a number of seconds from 1 to {MAX}"))
+    }
+}
+
+/// How many, 1 to 100,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Count(pub u32);
+
+impl TryFrom<i64> for Count {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        let count = u32::try_from(number).ok().filter(|count| (1..=100_000).contains(count));
+        count.map(Self).ok_or_else(|| format!("{number} is not a number from 1 to 100000"))
+    }
+}
+
+/// Permission bits in octal, `0` to `0777`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SocketMode(pub u32);
+
+impl FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| plain && *mode <= 0o777);
+        mode.map(Self).ok_or_else(|| format!("{text:?} is not a mode in octal from 0000 to 0777"))
+    }
+}
+
+impl TryFrom<String> for SocketMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// Users by name or number, or `any`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<Text>")]
+pub struct Users(pub Vec<String>);
+
+impl TryFrom<Vec<Text>> for Users {
+    type Error = &'static str;
+
+    fn try_from(users: Vec<Text>) -> Result<Self, Self::Error> {
+        Ok(Self(users.into_iter().map(|Text(user)| user).collect()))
     }
 }
 

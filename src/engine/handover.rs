@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{Entry, Note};
 use super::running::{Keep, Ready, Running};
-use super::start::PrivateDirectory;
-use super::{EngineError, Step};
+use super::sockets::PrivateDirectory;
+use super::{EngineError, ExportName, Serving, Step};
 use crate::audit::AuditLog;
 use crate::descriptors::Named;
 use crate::envelope::{Document, Held, SealKey, Unwrapper};
@@ -33,7 +33,7 @@ use crate::xts::Implementation;
 
 /// Version of what is handed over. A program that knows another one is not executed as a successor; one that a
 /// service manager starts all the same refuses it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const STATE: &str = "sealblk-state";
 const KEY: &str = "sealblk-key";
 const BACKING: &str = "sealblk-backing";
@@ -58,7 +58,8 @@ struct State {
     options: Options,
     implementation: Implementation,
     past: Past,
-    export: String,
+    exports: Vec<ExportName>,
+    activated: bool,
     listeners: Vec<ListenerDescription>,
     clients: Vec<ConnectionDescription>,
     served: u64,
@@ -115,8 +116,7 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> HandoverError {
 impl Handover {
     /// Finds a volume among descriptors that a predecessor left; those of others stay in `named`.
     pub fn find(named: &mut Vec<Named>) -> Option<Self> {
-        let (own, others) =
-            std::mem::take(named).into_iter().partition(|one: &Named| one.name.starts_with("sealblk-"));
+        let (own, others) = std::mem::take(named).into_iter().partition(|one: &Named| is_own(&one.name));
         *named = others;
         let own: Vec<Named> = own;
         own.iter().any(|one| one.name == STATE).then_some(Self { named: own })
@@ -186,7 +186,8 @@ impl Running {
             options: self.options,
             implementation: self.implementation,
             past: self.volume.past(),
-            export: self.export.clone(),
+            exports: self.exports.clone(),
+            activated: self.activated,
             listeners,
             clients,
             served,
@@ -216,7 +217,7 @@ impl Running {
         let mut add = |name: String, descriptor: OwnedFd| named.push(Named { name, descriptor });
         let mut listeners = Vec::new();
         for (number, listener) in handed.listeners.into_iter().enumerate() {
-            let (descriptor, description) = listener.into_parts().map_err(failed("take a listener apart"))?;
+            let (descriptor, description) = listener.into_parts();
             add(format!("{LISTENER}{number}"), descriptor);
             listeners.push(description);
         }
@@ -243,6 +244,14 @@ impl Running {
         }
         Ok(Handover { named })
     }
+}
+
+/// True for the name of a descriptor that belongs to a volume that was handed over; not for that of a socket which
+/// systemd passes under its unit's name, such as `sealblk-run@build.socket`.
+fn is_own(name: &str) -> bool {
+    let numbered =
+        |prefix| name.strip_prefix(prefix).is_some_and(|number: &str| number.parse::<usize>().is_ok());
+    [STATE, KEY, BACKING, JOURNAL, ENVELOPE].contains(&name) || numbered(LISTENER) || numbered(CLIENT)
 }
 
 /// A listener's descriptor once more, for [`Running::snapshot`].
@@ -317,7 +326,12 @@ fn resume_sockets(
 ///
 /// # Errors
 /// A [`HandoverError`]; the volume ends then as if its process had died.
-pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Result<Running, EngineError> {
+pub async fn resume(
+    handover: Handover,
+    audit: &AuditLog,
+    helper: PathBuf,
+    serving: &Serving,
+) -> Result<Running, EngineError> {
     let mut left: HashMap<String, OwnedFd> =
         handover.named.into_iter().map(|one| (one.name, one.descriptor)).collect();
     let mut take = |name: &str| left.remove(name).ok_or_else(|| HandoverError::Missing(name.into()));
@@ -349,14 +363,15 @@ pub async fn resume(handover: Handover, audit: &AuditLog, helper: PathBuf) -> Re
             .with_past(state.past),
         options: state.options,
         implementation: state.implementation,
-        export: state.export,
+        exports: state.exports,
+        activated: state.activated,
         key_kept: Some(key),
         backing: state.backing,
         leftover,
         private: state.private.map(PrivateDirectory::adopt),
         steps: state.steps,
     };
-    let mut running = ready.serve(listeners, Resumed { connections, served: state.served })?;
+    let mut running = ready.serve(listeners, Resumed { connections, served: state.served }, serving)?;
     // Until here a failure leaves the key for another process.
     if let Some(key) = &mut running.key_kept {
         key.claim();

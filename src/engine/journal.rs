@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::start::private_socket;
+use super::sockets::private_socket;
 use crate::envelope::{EnvelopeError, Expected, Ledger, VolumeId};
 use crate::files;
 use crate::kms::{GrantRef, KeyArn, Provider};
@@ -82,7 +82,7 @@ impl Note {
     pub(super) fn with_sockets(mut self, addresses: &[Address], private: Option<&Path>) -> Self {
         let asked = addresses.iter().filter_map(|address| match address {
             Address::Unix(path) => Some(absolute(path)),
-            Address::Tcp(_) => None,
+            Address::Tcp(_) | Address::Vsock { .. } => None,
         });
         self.sockets = asked.chain(private.map(private_socket)).collect();
         self.directory = private.map(Into::into);

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 
 use super::handover::KeptSocket;
 use super::journal::Entry;
-use super::start::PrivateDirectory;
-use super::{EngineError, HandoverError, Step, handover};
+use super::sockets::{PrivateDirectory, uris};
+use super::{EngineError, ExportName, HandoverError, Serving, Step, handover};
 use crate::audit::AuditLog;
 use crate::block::BlockDevice;
 use crate::envelope::watch::KeyStatus;
@@ -28,7 +28,7 @@ use crate::xts::Implementation;
 pub struct Running {
     /// Its id.
     pub id: VolumeId,
-    /// URIs of its listeners, in the order they were asked for.
+    /// URIs of its listeners, in the order they were asked for: the default export's first, then the others'.
     pub uris: Vec<String>,
     /// Path of its first Unix socket, if it has one.
     pub socket: Option<PathBuf>,
@@ -44,7 +44,8 @@ pub struct Running {
     pub(super) volume: Arc<EncryptedVolume>,
     pub(super) options: Options,
     pub(super) implementation: Implementation,
-    pub(super) export: String,
+    pub(super) exports: Vec<ExportName>,
+    pub(super) activated: bool,
     /// The data key, for a successor; kept only where the user has asked for that.
     pub(super) key_kept: Option<DataKey>,
     /// For [`Running::snapshot`](super::handover).
@@ -137,6 +138,8 @@ pub struct Status {
     pub bytes_written: u64,
     /// Writes are refused, by the user's wish or because of the KMS key's state.
     pub read_only: bool,
+    /// Names that it is served under, the default export first.
+    pub exports: Vec<ExportName>,
     /// Where clients connect.
     pub uris: Vec<String>,
     /// The process.
@@ -158,7 +161,9 @@ pub(super) struct Ready {
     pub(super) volume: EncryptedVolume,
     pub(super) options: Options,
     pub(super) implementation: Implementation,
-    pub(super) export: String,
+    pub(super) exports: Vec<ExportName>,
+    /// Some of its sockets were inherited from whoever started it.
+    pub(super) activated: bool,
     pub(super) key_kept: Option<DataKey>,
     pub(super) backing: String,
     pub(super) leftover: Leftover,
@@ -171,24 +176,31 @@ impl Ready {
     ///
     /// # Errors
     /// The operating system's, if a restartable volume's listeners cannot be copied.
-    pub(super) fn serve(self, listeners: Vec<Listener>, resumed: Resumed) -> Result<Running, HandoverError> {
-        let Self { audit, by, health, owns_grants, held, journal, options, implementation, export, .. } =
+    pub(super) fn serve(
+        self,
+        mut listeners: Vec<Listener>,
+        resumed: Resumed,
+        serving: &Serving,
+    ) -> Result<Running, HandoverError> {
+        let Self { audit, by, health, owns_grants, held, journal, options, implementation, exports, .. } =
             self;
         let restartable = self.key_kept.is_some();
         let (id, layout) = (held.document.volume.clone(), held.document.layout());
         let volume = Arc::new(self.volume);
-        let served = Export {
-            name: export.clone(),
+        let served = exports.iter().map(|export| Export {
+            name: export.name.clone(),
             description: format!("sealblk {id}, {layout}"),
             device: volume.clone(),
-            read_only: false,
-        };
-        let uris = listeners.iter().map(|listener| listener.uri(&export)).collect();
+            read_only: export.read_only,
+        });
+        let served = Exports::new(served.collect());
+        let uris = uris(&exports, &listeners);
+        listeners.iter_mut().for_each(|listener| listener.admit(serving.users.clone()));
         let socket = listeners.iter().find_map(Listener::path).map(Into::into);
         let sockets = if restartable { handover::sockets(&listeners)? } else { Vec::new() };
         let (stop, stopped) = watch::channel(Signal::Run);
-        let limits = Limits { restartable, ..Limits::default() };
-        let server = tokio::spawn(serve(listeners, Exports::new(vec![served]), limits, resumed, stopped));
+        let limits = Limits { restartable, ..serving.limits };
+        let server = tokio::spawn(serve(listeners, served, limits, resumed, stopped));
         let moved = Moved { provider: by.provider.clone(), untold: Vec::new() };
         Ok(Running {
             audit,
@@ -204,7 +216,8 @@ impl Ready {
             volume,
             options,
             implementation,
-            export,
+            exports,
+            activated: self.activated,
             key_kept: self.key_kept,
             sockets,
             backing: self.backing,
@@ -288,9 +301,15 @@ impl Running {
         self.key_kept.is_some()
     }
 
-    /// Name of the export.
-    pub fn export(&self) -> &str {
-        &self.export
+    /// Names that it is served under, the default export first.
+    pub fn exports(&self) -> &[ExportName] {
+        &self.exports
+    }
+
+    /// True if some of its sockets were inherited (LISTEN_FDS): standard output belongs to a pipeline of whoever
+    /// passed them, then.
+    pub fn is_activated(&self) -> bool {
+        self.activated
     }
 
     /// Notes that something happened.
@@ -310,8 +329,8 @@ impl Running {
         let keep = self.keep.clone();
         let read_only = self.volume.features().read_only || self.volume.is_frozen();
         let (id, layout, backing) = (self.id.clone(), self.layout, self.backing.clone());
-        let (bytes_written, uris, steps) =
-            (self.volume.bytes_written(), self.uris.clone(), self.steps.clone());
+        let (bytes_written, steps) = (self.volume.bytes_written(), self.steps.clone());
+        let (exports, uris) = (self.exports.clone(), self.uris.clone());
         async move {
             let keep = keep.lock().await;
             let document = &keep.held.document;
@@ -331,6 +350,7 @@ impl Running {
                 backing,
                 bytes_written,
                 read_only,
+                exports,
                 uris,
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION"),

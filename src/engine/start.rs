@@ -1,8 +1,5 @@
 //! From a specification to a volume that is served.
 
-use std::fs::DirBuilder;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +8,7 @@ use serde_json::json;
 
 use super::journal::{Entry, EnvelopeNote, Note};
 use super::running::{Ready, Running};
+use super::sockets::{PrivateDirectory, listen, listen_privately};
 use super::sweep::{abandon, sweep};
 use super::{EngineError, Envelope, HandoverError, Source, Specification, Step};
 use crate::audit::AuditLog;
@@ -20,7 +18,7 @@ use crate::envelope::{
 };
 use crate::geometry::VolumeSize;
 use crate::kms::{GrantToken, KeyService, Role};
-use crate::nbd::server::{Address, Listener, Resumed};
+use crate::nbd::server::{Listener, Resumed};
 use crate::secret::{DataKey, LockedBytes};
 use crate::store::{Backing, FileStore, Leftover};
 use crate::volume::EncryptedVolume;
@@ -46,7 +44,8 @@ pub async fn start<T, E: From<EngineError>>(
     let steps = vec![Step::now("started")];
     clear_away(&specification.state, &specification.audit).await;
     let id = source.volume();
-    let private = specification.listen.is_empty().then(PrivateDirectory::named);
+    let alone = specification.listen.is_empty() && specification.inherited.is_empty();
+    let private = alone.then(PrivateDirectory::named);
     let note = Note::new(&id).with_sockets(&specification.listen, private.as_deref());
     let note = Note { control: specification.control.clone(), ..note };
     // Before anything is made, so that nothing is forgotten whenever this process dies.
@@ -79,6 +78,7 @@ struct Made {
     leftover: Leftover,
     by: Unwrapper,
     unlocked: Unlocked,
+    activated: bool,
 }
 
 impl Start {
@@ -91,6 +91,7 @@ impl Start {
         private: Option<PathBuf>,
     ) -> Result<Made, EngineError> {
         let Self { specification, journal, steps } = self;
+        let activated = !specification.inherited.is_empty();
         let mut listeners = listen(specification).await?;
         let private = match private {
             Some(path) => Some(listen_privately(path, &mut listeners).await?),
@@ -123,13 +124,13 @@ impl Start {
                 return Err(error);
             }
         };
-        Ok(Made { plan, listeners, private, store, leftover, by, unlocked })
+        Ok(Made { plan, listeners, private, store, leftover, by, unlocked, activated })
     }
 
     /// Serves it.
     async fn serve(self, made: Made) -> Result<Running, EngineError> {
         let Self { specification, journal, mut steps } = self;
-        let Made { plan, listeners, private, store, leftover, by, unlocked } = made;
+        let Made { plan, listeners, private, store, leftover, by, unlocked, activated } = made;
         let health = plan.making.as_ref().map(|making| making.prepared.health.clone());
         let owns_grants = plan.making.as_ref().is_some_and(|making| making.envelope.is_none());
         let held = plan.into_held(unlocked.seal);
@@ -147,17 +148,23 @@ impl Start {
             volume,
             options: specification.options,
             implementation: specification.implementation,
-            export: specification.export,
+            exports: specification.exports,
+            activated,
             key_kept: specification.restartable.then_some(unlocked.key),
             backing: specification.backing.describe(),
             leftover,
             private,
             steps,
         };
-        let mut running = ready.serve(listeners, Resumed::default())?;
+        let mut running = ready.serve(listeners, Resumed::default(), &specification.serving)?;
         running.happened("serving");
         let key = running.key().await;
-        let details = json!({ "keyId": key, "size": layout.size.bytes(), "uris": running.uris });
+        let details = json!({
+            "keyId": key,
+            "size": layout.size.bytes(),
+            "exports": running.exports(),
+            "uris": running.uris,
+        });
         running.record("VolumeStarted", details);
         Ok(running)
     }
@@ -312,81 +319,4 @@ async fn open_backing(backing: &Backing, plan: &Plan) -> Result<(FileStore, Left
         false => backing.open_new(size),
     });
     Ok(opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
-}
-
-/// Binds the addresses that were asked for.
-async fn listen(specification: &Specification) -> Result<Vec<Listener>, EngineError> {
-    let mut listeners = Vec::new();
-    for address in &specification.listen {
-        listeners.push(Listener::bind(address, specification.insecure).await?);
-    }
-    Ok(listeners)
-}
-
-/// Binds a socket of the volume's own.
-async fn listen_privately(
-    directory: PathBuf,
-    listeners: &mut Vec<Listener>,
-) -> Result<PrivateDirectory, EngineError> {
-    let private = PrivateDirectory::make(directory)?;
-    listeners.push(Listener::bind(&Address::Unix(private.socket()), false).await?);
-    Ok(private)
-}
-
-/// A directory that nobody else can enter, for one socket; both are removed on drop.
-pub(super) struct PrivateDirectory(PathBuf);
-
-impl PrivateDirectory {
-    /// A name that nobody else has.
-    fn named() -> PathBuf {
-        let parent = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
-        let name = format!("sealblk-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        parent.unwrap_or_else(std::env::temp_dir).join(name)
-    }
-
-    fn make(path: PathBuf) -> Result<Self, EnvelopeError> {
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|source: io::Error| EnvelopeError::Io {
-            action: "make directory",
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Self(path))
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Takes over a predecessor's.
-    pub(super) fn adopt(path: PathBuf) -> Self {
-        Self(path)
-    }
-
-    /// Leaves it to a successor.
-    pub(super) fn leave(mut self) {
-        self.0 = PathBuf::new();
-    }
-
-    fn socket(&self) -> PathBuf {
-        private_socket(&self.0)
-    }
-}
-
-/// The socket in a private directory.
-pub(super) fn private_socket(directory: &Path) -> PathBuf {
-    directory.join("nbd.sock")
-}
-
-impl Drop for PrivateDirectory {
-    fn drop(&mut self) {
-        if self.0.as_os_str().is_empty() {
-            return;
-        }
-        // Its listener removes the socket as well; whichever comes second finds nothing.
-        let _ = std::fs::remove_file(self.socket());
-        if let Err(error) = std::fs::remove_dir(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove the socket's directory");
-        }
-    }
 }

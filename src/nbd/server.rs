@@ -10,6 +10,7 @@
 //! [`Signal::HandOver`] stops every connection between two requests and returns the sockets, still open, as
 //! [`Handed`]; a successor that is given them goes on where this server stopped, and no client notices.
 
+mod admission;
 mod connection;
 mod exports;
 mod handover;
@@ -25,16 +26,18 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+pub use admission::Users;
 pub use exports::{Agreed, Export, Exports, Replies};
 pub use handover::{
     ConnectionDescription, Handed, HandedConnection, ListenerDescription, ResumeError, Resumed,
 };
 pub use handshake::{Answer, Fault, Session, Then};
-pub use listen::{Address, ListenError, Listener, SocketFile, bind_unix, is_abandoned};
+pub use listen::{Address, ListenError, Listener, Ownership, SocketFile, Terms, bind_unix, is_abandoned};
 
+use self::admission::{Admission, Admitted};
 use self::connection::Connection;
 use self::incoming::Pause;
 use self::socket::Stream;
@@ -47,6 +50,9 @@ const LAST_HANDSHAKES: Duration = Duration::from_secs(5);
 pub struct Limits {
     /// Connections at once, haggling ones included; more wait in the listener's queue.
     pub connections: usize,
+    /// Connections of one peer at once; more are closed. A peer is a user on a Unix socket, an IPv4 address or IPv6
+    /// network (/64) on TCP, a context id on vsock.
+    pub connections_per_peer: usize,
     /// For the whole handshake.
     pub handshake: Duration,
     /// For requests in flight when the server ends or hands over; then connections are cut.
@@ -59,7 +65,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let ten = Duration::from_secs(10);
-        Self { connections: 128, handshake: ten, drain: ten, restartable: false }
+        Self { connections: 1024, connections_per_peer: 256, handshake: ten, drain: ten, restartable: false }
     }
 }
 
@@ -101,7 +107,7 @@ pub async fn serve(
     let shared = Arc::new(Shared {
         exports,
         limits,
-        permits: Arc::new(Semaphore::new(limits.connections)),
+        admission: Admission::new(&limits),
         pause: if limits.restartable { pause() } else { None },
         live: Mutex::new(Table { live: HashMap::new(), count: resumed.earlier() }),
         done,
@@ -185,7 +191,7 @@ async fn hand_over(
 struct Shared {
     exports: Exports,
     limits: Limits,
-    permits: Arc<Semaphore>,
+    admission: Admission,
     pause: Option<Arc<Pause>>,
     live: Mutex<Table>,
     done: mpsc::Sender<()>,
@@ -208,25 +214,22 @@ async fn accept(listener: Listener, shared: Arc<Shared>, mut stop: watch::Receiv
     let mut haggling = JoinSet::new();
     let stopping = stop.clone();
     loop {
-        let accepted = async {
-            // The permit first: a client that finds no room waits in the listener's queue.
-            let permit = shared.permits.clone().acquire_owned().await;
-            (permit, listener.accept().await)
-        };
+        let accepted = listener.accept(|| shared.admission.room());
         tokio::select! {
             biased;
             () = stopped(&mut stop) => break,
             Some(_) = haggling.join_next() => {}
-            (permit, stream) = accepted => match (permit, stream) {
-                (Ok(permit), Ok(stream)) => {
-                    haggling.spawn(attend(stream, shared.clone(), permit, stopping.clone()));
+            accepted = accepted => match accepted {
+                Ok((stream, room)) => {
+                    if let Some(admitted) = shared.admission.admit(&listener, stream.as_fd(), room) {
+                        haggling.spawn(attend(stream, shared.clone(), admitted, stopping.clone()));
+                    }
                 }
-                (_, Err(error)) => {
+                Err(error) => {
                     // Out of descriptors, mostly: wait for some to come back rather than spin.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    shared.admission.failed(&error);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                (Err(_), _) => break,
             },
         }
     }
@@ -248,12 +251,7 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 }
 
 /// One client, from its first byte to its last.
-async fn attend(
-    mut stream: Stream,
-    shared: Arc<Shared>,
-    permit: OwnedSemaphorePermit,
-    stop: watch::Receiver<Signal>,
-) {
+async fn attend(mut stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
     let haggle = handshake::haggle(&mut stream, &shared.exports, stop.clone());
     let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
     let (export, agreed) = match haggled {
@@ -268,7 +266,7 @@ async fn attend(
     let socket = stream.into_blocking();
     let told = ConnectionDescription::of(&export, agreed);
     let client = socket.map(|socket| HandedConnection { socket, told });
-    let begun = client.and_then(|client| transmit(client, export, &shared, Some(permit)));
+    let begun = client.and_then(|client| transmit(client, export, &shared, admitted));
     if let Err(error) = begun {
         tracing::warn!(%error, "cannot serve a connection");
     }
@@ -281,9 +279,8 @@ fn resume(client: HandedConnection, shared: &Arc<Shared>) {
         shared.table().count += 1;
         return tracing::warn!("a client was told of another export by the predecessor, and is cut");
     };
-    // It stays even where the limit has been lowered.
-    let permit = shared.permits.clone().try_acquire_owned().ok();
-    if let Err(error) = transmit(client, export, shared, permit) {
+    let admitted = shared.admission.readmit(client.socket.as_fd());
+    if let Err(error) = transmit(client, export, shared, admitted) {
         tracing::warn!(%error, "cannot go on with a predecessor's client");
     }
 }
@@ -293,7 +290,7 @@ fn transmit(
     client: HandedConnection,
     export: Arc<Export>,
     shared: &Arc<Shared>,
-    permit: Option<OwnedSemaphorePermit>,
+    admitted: Admitted,
 ) -> io::Result<()> {
     let connection = Connection::new(client, export, shared.pause.clone());
     let connection = Arc::new(connection);
@@ -309,7 +306,7 @@ fn transmit(
         number,
         connection: Arc::downgrade(&connection),
         shared: Arc::downgrade(shared),
-        _permit: permit,
+        _admitted: admitted,
         _done: shared.done.clone(),
     };
     connection::start(&connection, registration)
@@ -320,7 +317,7 @@ struct Registration {
     number: u64,
     connection: Weak<Connection>,
     shared: Weak<Shared>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _admitted: Admitted,
     _done: mpsc::Sender<()>,
 }
 

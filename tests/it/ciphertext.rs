@@ -8,7 +8,7 @@ use sealblk::audit::AuditLog;
 use sealblk::envelope::{Layout, file};
 use sealblk::geometry::{SectorSize, VolumeSize};
 use sealblk::kms::{Provider, Role};
-use sealblk::nbd::server::{Address, Export, Exports, Limits, Listener, Resumed, Signal, serve};
+use sealblk::nbd::server::{Address, Export, Exports, Limits, Listener, Resumed, Signal, Terms, serve};
 use sealblk::secret::DataKey;
 use sealblk::store::Backing;
 use sealblk::volume::{EncryptedVolume, Options};
@@ -71,8 +71,8 @@ fn compare(sector: SectorSize) {
     };
     let (stop, stopped) = tokio::sync::watch::channel(Signal::Run);
     let (serving, uri) = runtime.block_on(async {
-        let listener = Listener::bind(&Address::Unix(socket), false).await.unwrap();
-        let uri = listener.uri("");
+        let listener = Listener::bind(&Address::Unix(socket), Terms::default()).await.unwrap();
+        let uri = listener.uri("", false).unwrap();
         (
             tokio::spawn(serve(
                 vec![listener],

@@ -30,7 +30,7 @@ const KEY_UNUSABLE: u8 = 4;
 const ORDERS: usize = 16;
 
 /// Name of the control socket's descriptor, for a successor.
-pub(super) const CONTROL: &str = "control";
+pub(super) const CONTROL: &str = "sealblk-control";
 
 /// How serving ended.
 pub(super) enum Outcome {

@@ -7,10 +7,25 @@ use std::process::{ExitCode, ExitStatus};
 use tokio::process::Child;
 
 use super::attend::Ended;
+use crate::cli::open_files::OpenFiles;
 use crate::cli::output;
 use crate::cli::signals::Signal;
 use crate::engine::Running;
 use crate::secret::{Hardening, restore_core_limit};
+
+/// Limits that are this process's alone.
+pub(super) struct ProcessLimits {
+    pub(super) hardening: Hardening,
+    pub(super) open_files: OpenFiles,
+}
+
+impl ProcessLimits {
+    /// Gives a child those from before.
+    fn restore(&self, child: u32) -> rustix::io::Result<()> {
+        restore_core_limit(&self.hardening, child)?;
+        self.open_files.restore(child)
+    }
+}
 
 /// A command that runs while the volume is served.
 pub(super) struct Captive {
@@ -22,7 +37,7 @@ pub(super) struct Captive {
 pub(super) fn start(
     command: &[String],
     running: &Running,
-    hardening: &Hardening,
+    limits: &ProcessLimits,
 ) -> Result<Option<Captive>, Ended> {
     let Some((program, arguments)) = command.split_first() else { return Ok(None) };
     let uri = running.uris.first().map_or("", String::as_str);
@@ -31,12 +46,16 @@ pub(super) fn start(
         .env("uri", uri)
         .env("SEALBLK_URI", uri)
         .env("unixsocket", running.socket.as_deref().unwrap_or(Path::new("")))
-        .env("exportname", running.export())
+        .env("exportname", running.exports().first().map_or("", |export| &export.name))
+        // Sockets that were meant for this process.
+        .env_remove("LISTEN_PID")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_FDNAMES")
         .spawn();
     match child {
         Ok(child) => {
-            // A child that has ended already needs no limit.
-            let _ = child.id().map(|pid| restore_core_limit(hardening, pid));
+            // A child that has ended already needs no limits.
+            let _ = child.id().map(|pid| limits.restore(pid));
             Ok(Some(Captive { child, signalled: false }))
         }
         Err(error) => {

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::RunArgs;
 use super::attend::{Attendance, CONTROL, Ended, Outcome, Watching};
+use super::child::{self, ProcessLimits};
 use super::successor::{self, Successor};
-use super::{RunArgs, child};
 use crate::audit::AuditLog;
 use crate::cli::output::{self, Event};
 use crate::cli::record_file::RecordFile;
@@ -16,8 +17,7 @@ use crate::cli::signals::{self, RestartSignals, Signal, Signals};
 use crate::cli::{Failure, options};
 use crate::control::{self, Bound};
 use crate::descriptors::{self, Named};
-use crate::engine::{self, EngineError, Handover, Record, Running, Source, Specification, sweep};
-use crate::secret::Hardening;
+use crate::engine::{self, EngineError, Handover, Record, Running, Serving, Source, Specification, sweep};
 
 /// Where a volume comes from.
 pub(super) enum Origin {
@@ -37,11 +37,18 @@ pub(super) struct Predecessor {
 }
 
 impl Origin {
-    /// A restartable volume that a predecessor left goes before one that is to be started.
-    pub(super) fn of(args: &RunArgs, state: PathBuf, mut inherited: Vec<Named>) -> Result<Self, Failure> {
+    /// A restartable volume that a predecessor left goes before one that is to be started: what its service manager
+    /// passes besides are sockets that the volume has already.
+    pub(super) fn of(
+        args: &RunArgs,
+        state: PathBuf,
+        mut inherited: Vec<Named>,
+        serving: &Serving,
+    ) -> Result<Self, Failure> {
         let names = inherited.iter().map(|one| one.name.clone()).collect();
         let handover = Handover::find(&mut inherited).filter(|_| args.restartable);
-        let control = inherited.into_iter().find(|one| one.name == CONTROL).map(|one| one.descriptor);
+        let control = inherited.iter().position(|one| one.name == CONTROL);
+        let control = control.map(|place| inherited.swap_remove(place).descriptor);
         if let Some(handover) = handover {
             return Ok(Self::Predecessor(Predecessor {
                 handover,
@@ -51,7 +58,7 @@ impl Origin {
             }));
         }
         let source = args.source()?;
-        let specification = args.specification(state, &source)?;
+        let specification = args.specification(state, &source, inherited, serving.clone())?;
         Ok(Self::Start(Box::new((source, specification))))
     }
 
@@ -80,6 +87,7 @@ pub(super) struct Volume<'a> {
     pub(super) args: &'a RunArgs,
     pub(super) json: bool,
     pub(super) watching: Watching,
+    pub(super) serving: Serving,
 }
 
 impl Volume<'_> {
@@ -87,7 +95,7 @@ impl Volume<'_> {
         self,
         origin: Origin,
         record: Option<RecordFile>,
-        hardening: &Hardening,
+        limits: &ProcessLimits,
     ) -> Result<ExitCode, Failure> {
         let mut signals = signals::handle(Signals::new())?;
         let mut restarts = signals::handle(RestartSignals::new())?;
@@ -97,7 +105,7 @@ impl Volume<'_> {
             Begun::Serving(running, control) => (*running, control),
             Begun::Interrupted(signal) => return Ok(signal.exit_code()),
         };
-        let mut child = match child::start(&self.args.command, &running, hardening) {
+        let mut child = match child::start(&self.args.command, &running, limits) {
             Ok(child) => child,
             Err(ended) => return self.end(running, ended, record).await,
         };
@@ -128,7 +136,7 @@ impl Volume<'_> {
                 error
             };
             tracing::error!(%error, "the volume cannot go over to a successor; this process goes on");
-            running = engine::resume(handover, &audit, options::helper()).await?;
+            running = engine::resume(handover, &audit, options::helper(), &self.serving).await?;
             control = adopt(socket.map(|socket| socket.descriptor));
             successor::refresh(&running, None).await;
         }
@@ -137,7 +145,7 @@ impl Volume<'_> {
     async fn begin(&self, origin: Origin, signals: &mut Signals) -> Result<Begun, Failure> {
         let (running, control) = match origin {
             Origin::Predecessor(Predecessor { handover, names, control, audit }) => {
-                let running = engine::resume(handover, &audit, options::helper()).await?;
+                let running = engine::resume(handover, &audit, options::helper(), &self.serving).await?;
                 successor::forget_clients(&names);
                 (running, adopt(control))
             }
@@ -174,6 +182,7 @@ impl Volume<'_> {
         record: Option<RecordFile>,
     ) -> Result<ExitCode, Failure> {
         successor::withdraw(&running);
+        let is_activated = running.is_activated();
         // Signals of its own: one that comes now means that it takes too long.
         let mut signals = signals::handle(Signals::new())?;
         let teardown = tokio::select! {
@@ -183,7 +192,7 @@ impl Volume<'_> {
                 return Ok(signal.exit_code());
             }
         };
-        self.report(&teardown, record)?;
+        self.report(&teardown, is_activated, record)?;
         let left_over = self.args.command.is_empty() && !teardown.is_complete();
         Ok(if left_over { ExitCode::FAILURE } else { ended.code })
     }
@@ -196,18 +205,22 @@ impl Volume<'_> {
                 "kms_key": key,
                 "uri": running.uris.first(),
                 "uris": running.uris,
+                "exports": running.exports(),
                 "pid": std::process::id(),
             });
             output::line(Event { event: "serving", details }.json());
         } else if self.args.command.is_empty() {
             output::note(format!("sealblk: serving {} under {key}; Ctrl-C ends it", running.id));
             for uri in &running.uris {
-                output::line(uri);
+                match running.is_activated() {
+                    true => output::note(uri),
+                    false => output::line(uri),
+                }
             }
         }
     }
 
-    fn report(&self, record: &Record, file: Option<RecordFile>) -> Result<(), Failure> {
+    fn report(&self, record: &Record, is_activated: bool, file: Option<RecordFile>) -> Result<(), Failure> {
         let line = Event { event: "teardown", details: record }.json();
         if let Some(file) = file {
             // The record must not be lost with the disk that was to hold it.
@@ -215,10 +228,10 @@ impl Volume<'_> {
             if self.json {
                 output::line(line);
             }
-        } else if self.args.command.is_empty() || self.json {
+        } else if self.json || (self.args.command.is_empty() && !is_activated) {
             output::line(line);
         } else {
-            // The command may have used stdout for its own output.
+            // The command may have used stdout for its own output, and so may whoever passed the sockets.
             output::note(line);
         }
         Ok(())

@@ -67,17 +67,17 @@ pub struct ConnectionDescription {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ListenerDescription {
-    /// A Unix socket and its file, which the successor removes at its end.
+    /// A Unix socket.
     Unix {
-        /// The file's path.
-        path: PathBuf,
-        /// Its device (stat(2)).
-        device: u64,
-        /// Its inode number.
-        inode: u64,
+        /// Its file; `None` for a socket without one.
+        path: Option<PathBuf>,
+        /// The file's device and inode number (stat(2)), if the successor is to remove it at its end.
+        identity: Option<(u64, u64)>,
     },
     /// A TCP socket.
     Tcp {},
+    /// A vsock socket.
+    Vsock {},
 }
 
 /// Why a descriptor could not be taken over.
@@ -121,7 +121,7 @@ impl HandedConnection {
         let expected = "connection";
         let failed = |source| ResumeError::Io { descriptor: number, expected, source };
         let socket = match domain(&descriptor, false).map_err(|error| failed(error.into()))? {
-            Some(AddressFamily::UNIX) => Socket::Unix(descriptor.into()),
+            Some(AddressFamily::UNIX | AddressFamily::VSOCK) => Socket::Unix(descriptor.into()),
             Some(AddressFamily::INET | AddressFamily::INET6) => Socket::Tcp(descriptor.into()),
             _ => return Err(ResumeError::Kind { descriptor: number, expected }),
         };

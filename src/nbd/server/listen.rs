@@ -1,37 +1,59 @@
-//! Where clients connect: Unix and TCP sockets, and the URIs that name them.
+//! Where clients connect: Unix, TCP and vsock sockets, bound here or inherited, and the URIs that name them.
 
-use std::fmt::Write as _;
-use std::fs;
+mod network;
+mod unix;
+
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::{TcpListener, UnixListener, lookup_host};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
+use tokio::io::unix::AsyncFd;
 
+pub use unix::{Ownership, SocketFile, bind_unix, is_abandoned};
+
+use super::admission::Users;
 use super::handover::{ListenerDescription, ResumeError, domain};
 use super::socket::Stream;
+use network::{ANY, bind_tcp, bind_vsock, require_loopback, require_open};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// An address as a user writes it: `unix:PATH` or `tcp:HOST:PORT`.
+/// An address as a user writes it: `unix:PATH`, `tcp:HOST:PORT`, `vsock:PORT` or `vsock:CID:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A socket in the file system.
     Unix(PathBuf),
     /// A host name or IP address and a port; port 0 lets the kernel choose one.
     Tcp(String),
+    /// A port of virtual machines' sockets (vsock(7)).
+    Vsock {
+        /// Context id of this machine, by which others reach it; `None` for each that it has.
+        cid: Option<u32>,
+        /// 0 lets the kernel choose one.
+        port: u32,
+    },
+}
+
+/// How addresses are bound.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// Other machines may reach them: TCP addresses that are not loopback, and vsock.
+    pub open: bool,
+    /// Of Unix sockets' files.
+    pub ownership: Ownership,
 }
 
 /// Why a listener could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Neither of the two forms.
-    #[error("address {0:?} is not of the form unix:PATH or tcp:HOST:PORT")]
+    /// None of the forms.
+    #[error("address {0:?} is not of the form unix:PATH, tcp:HOST:PORT, vsock:PORT or vsock:CID:PORT")]
     Form(String),
     /// Longer than `sockaddr_un` holds (unix(7)).
     #[error("socket path {path} has {length} bytes, and 107 is the most; choose a shorter one")]
@@ -45,8 +67,38 @@ pub enum ListenError {
     #[error("address {0} is in use; choose another, or stop what uses it")]
     InUse(String),
     /// The data would cross the network unencrypted.
-    #[error("tcp address {0} is not loopback, and NBD without TLS hides nothing; allow it with --insecure")]
-    NotLoopback(SocketAddr),
+    #[error(
+        "{0} is not loopback, and NBD without TLS hides nothing and knows nobody; \
+         require TLS with --tls require, or allow it with --insecure"
+    )]
+    NotLoopback(String),
+    /// The file could not be given to its owner.
+    #[error(
+        "cannot give unix:{path}{}{}: {source}; root may (CAP_CHOWN), another user only to a group that it is in",
+        .user.map(|user| format!(" to user {user}")).unwrap_or_default(),
+        .group.map(|group| format!(" to group {group}")).unwrap_or_default()
+    )]
+    Owner {
+        /// The socket.
+        path: PathBuf,
+        /// The user, if it was to be another.
+        user: Option<u32>,
+        /// The group, if it was to be another.
+        group: Option<u32>,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Whoever started this process left something for it that is no listener.
+    #[error(
+        "inherited descriptor {descriptor} ({name:?}) is not a listening stream socket of Unix, TCP or vsock; \
+         with systemd, the socket unit needs ListenStream= and Accept=no"
+    )]
+    Inherited {
+        /// Its number.
+        descriptor: RawFd,
+        /// Its name (LISTEN_FDNAMES).
+        name: String,
+    },
     /// Anything else that the operating system answered.
     #[error("cannot listen on {address}: {source}")]
     Io {
@@ -57,10 +109,22 @@ pub enum ListenError {
     },
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(host) => write!(f, "tcp:{host}"),
+            Self::Vsock { cid: None, port } => write!(f, "vsock:{port}"),
+            Self::Vsock { cid: Some(cid), port } => write!(f, "vsock:{cid}:{port}"),
+        }
+    }
+}
+
 impl FromStr for Address {
     type Err = ListenError;
 
     fn from_str(text: &str) -> Result<Self, ListenError> {
+        let form = || ListenError::Form(text.into());
         match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
             Some(("tcp", host))
@@ -68,72 +132,132 @@ impl FromStr for Address {
             {
                 Ok(Self::Tcp(host.into()))
             }
-            _ => Err(ListenError::Form(text.into())),
+            Some(("vsock", numbers)) => {
+                let (cid, port) = match numbers.split_once(':') {
+                    Some((cid, port)) => (Some(vsock_number(cid).ok_or_else(form)?), port),
+                    None => (None, numbers),
+                };
+                Ok(Self::Vsock { cid, port: vsock_number(port).ok_or_else(form)? })
+            }
+            _ => Err(form()),
         }
     }
 }
 
-/// A bound socket. A Unix socket's file goes with it.
-pub struct Listener {
-    socket: Bound,
+/// A context id or port; the greatest number stands for any.
+fn vsock_number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != ANY)
 }
 
-enum Bound {
-    Unix { listener: UnixListener, file: SocketFile },
-    Tcp(TcpListener),
+/// A bound socket. A Unix socket's file goes with it, unless the socket was inherited.
+pub struct Listener {
+    socket: AsyncFd<OwnedFd>,
+    place: Place,
+    users: Users,
+}
+
+enum Place {
+    Unix {
+        /// None for a socket without a name in the file system.
+        path: Option<PathBuf>,
+        /// None for a file that is somebody else's to remove.
+        file: Option<SocketFile>,
+    },
+    Tcp(SocketAddr),
+    Vsock {
+        cid: u32,
+        port: u32,
+    },
 }
 
 impl Listener {
-    /// Binds `address`. A Unix socket is the owner's alone (mode 0600); one that a dead server left is replaced.
+    /// Binds `address`; within a tokio runtime. A Unix socket that a dead server left is replaced.
     ///
     /// # Errors
     /// A [`ListenError`]; nothing is left behind.
-    pub async fn bind(address: &Address, insecure: bool) -> Result<Self, ListenError> {
-        let socket = match address {
+    pub async fn bind(address: &Address, terms: Terms) -> Result<Self, ListenError> {
+        let (socket, file) = match address {
             Address::Unix(path) => {
-                let (listener, file) = bind_unix(path)?;
-                Bound::Unix { listener, file }
+                let (socket, file) = unix::bind(path, terms.ownership)?;
+                (socket, Some(file))
             }
-            Address::Tcp(host) => Bound::Tcp(bind_tcp(host, insecure).await?),
+            Address::Tcp(host) => (bind_tcp(host, terms.open).await?, None),
+            Address::Vsock { cid, port } => (bind_vsock(cid.unwrap_or(ANY), *port, terms.open)?, None),
         };
-        Ok(Self { socket })
+        let made = place(&socket, file).and_then(|place| Self::new(socket, place));
+        made.map_err(|source| ListenError::Io { address: address.to_string(), source })
     }
 
-    /// The URI of `export` here (doc/uri.md).
-    pub fn uri(&self, export: &str) -> String {
-        let export = percent(export, b"/");
-        match &self.socket {
-            Bound::Unix { file, .. } => {
-                format!("nbd+unix:///{export}?socket={}", percent(&file.path.to_string_lossy(), b"/"))
+    /// Takes a socket that whoever started this process has left for it, under the name `name`; within a tokio
+    /// runtime. The rules are those of [`Listener::bind`]; a Unix socket's file stays as it is.
+    ///
+    /// # Errors
+    /// A [`ListenError`]; the descriptor is closed.
+    pub fn inherit(socket: OwnedFd, name: &str, terms: Terms) -> Result<Self, ListenError> {
+        let number = socket.as_raw_fd();
+        let other = || ListenError::Inherited { descriptor: number, name: name.into() };
+        let address = || format!("inherited descriptor {number} ({name:?})");
+        let failed = |source| ListenError::Io { address: address(), source };
+        match domain(&socket, true).map_err(|error| failed(error.into()))? {
+            Some(AddressFamily::UNIX | AddressFamily::INET | AddressFamily::INET6 | AddressFamily::VSOCK) => {
             }
-            Bound::Tcp(listener) => {
-                let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-                format!("nbd://{address}/{export}")
-            }
+            _ => return Err(other()),
         }
+        let place = place(&socket, None).map_err(failed)?;
+        match &place {
+            Place::Unix { .. } => {}
+            Place::Tcp(address) => require_loopback(*address, terms.open)?,
+            Place::Vsock { cid, port } => require_open(*cid, *port, terms.open)?,
+        }
+        Self::new(socket, place).map_err(failed)
+    }
+
+    fn new(socket: OwnedFd, place: Place) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        #[allow(
+            deprecated,
+            reason = "sound for a descriptor that is owned and always the same; what replaces it is unsafe"
+        )]
+        let socket = AsyncFd::new(socket)?;
+        Ok(Self { socket, place, users: Users::default() })
+    }
+
+    /// Says who may connect, if it is a Unix socket, besides root, the process's own user and the file's owner.
+    pub fn admit(&mut self, users: Users) {
+        self.users = users;
+    }
+
+    /// The URI of `export` here (doc/uri.md), for clients with TLS if it is `secure`; `None` for a socket that no URI
+    /// can name.
+    pub fn uri(&self, export: &str, secure: bool) -> Option<String> {
+        let (scheme, export) = (if secure { "nbds" } else { "nbd" }, percent(export, b"/"));
+        Some(match &self.place {
+            Place::Unix { path, .. } => {
+                let path = percent(&path.as_ref()?.to_string_lossy(), b"/");
+                format!("{scheme}+unix:///{export}?socket={path}")
+            }
+            Place::Tcp(address) => format!("{scheme}://{address}/{export}"),
+            Place::Vsock { cid, port } => {
+                format!("{scheme}+vsock://{}/{export}", network::vsock_authority(*cid, *port))
+            }
+        })
     }
 
     /// Path of the socket, for a Unix socket.
     pub fn path(&self) -> Option<&Path> {
-        match &self.socket {
-            Bound::Unix { file, .. } => Some(&file.path),
-            Bound::Tcp(_) => None,
+        match &self.place {
+            Place::Unix { path, .. } => path.as_deref(),
+            Place::Tcp(_) | Place::Vsock { .. } => None,
         }
     }
 
     /// The socket, close-on-exec and in non-blocking mode, and its description. A Unix socket's file stays.
-    ///
-    /// # Errors
-    /// What the operating system answered; the socket is closed then, and its file removed.
-    pub fn into_parts(self) -> io::Result<(OwnedFd, ListenerDescription)> {
-        Ok(match self.socket {
-            Bound::Unix { listener, file } => {
-                let listener = listener.into_std()?;
-                let (path, (device, inode)) = file.leave();
-                (listener.into(), ListenerDescription::Unix { path, device, inode })
-            }
-            Bound::Tcp(listener) => (listener.into_std()?.into(), ListenerDescription::Tcp {}),
-        })
+    pub fn into_parts(self) -> (OwnedFd, ListenerDescription) {
+        let description = self.description();
+        if let Place::Unix { file: Some(file), .. } = self.place {
+            file.leave();
+        }
+        (self.socket.into_inner(), description)
     }
 
     /// A second descriptor of the same socket, and what it is.
@@ -141,18 +265,22 @@ impl Listener {
     /// # Errors
     /// The operating system's.
     pub fn duplicate(&self) -> io::Result<(OwnedFd, ListenerDescription)> {
-        Ok(match &self.socket {
-            Bound::Unix { listener, file } => {
-                let (path, (device, inode)) = (file.path.clone(), file.identity);
-                let description = ListenerDescription::Unix { path, device, inode };
-                (listener.as_fd().try_clone_to_owned()?, description)
-            }
-            Bound::Tcp(listener) => (listener.as_fd().try_clone_to_owned()?, ListenerDescription::Tcp {}),
-        })
+        Ok((self.socket.get_ref().try_clone()?, self.description()))
+    }
+
+    fn description(&self) -> ListenerDescription {
+        match &self.place {
+            Place::Unix { path, file } => ListenerDescription::Unix {
+                path: path.clone(),
+                identity: file.as_ref().map(|file| file.identity),
+            },
+            Place::Tcp(_) => ListenerDescription::Tcp {},
+            Place::Vsock { .. } => ListenerDescription::Vsock {},
+        }
     }
 
     /// From the parts again; within a tokio runtime. A Unix socket's file goes with it from here on, if it is
-    /// still the same one.
+    /// still the same one and was not inherited.
     ///
     /// # Errors
     /// [`ResumeError`] for a descriptor that is not what the description says; it is closed, and a file stays.
@@ -161,135 +289,76 @@ impl Listener {
         let expected = match description {
             ListenerDescription::Unix { .. } => "listening Unix socket",
             ListenerDescription::Tcp {} => "listening TCP socket",
+            ListenerDescription::Vsock {} => "listening vsock socket",
         };
         let failed = |source| ResumeError::Io { descriptor: number, expected, source };
         let family = domain(&descriptor, true).map_err(|error| failed(error.into()))?;
-        let socket = match (description, family) {
-            (ListenerDescription::Unix { path, device, inode }, Some(AddressFamily::UNIX)) => {
-                let listener = std::os::unix::net::UnixListener::from(descriptor);
-                listener.set_nonblocking(true).map_err(failed)?;
-                let listener = UnixListener::from_std(listener).map_err(failed)?;
-                Bound::Unix { listener, file: SocketFile { path, identity: (device, inode) } }
+        let place = match (description, family) {
+            (ListenerDescription::Unix { path, identity }, Some(AddressFamily::UNIX)) => {
+                let own = path.clone().zip(identity);
+                Place::Unix { path, file: own.map(|(path, identity)| SocketFile { path, identity }) }
             }
-            (ListenerDescription::Tcp {}, Some(AddressFamily::INET | AddressFamily::INET6)) => {
-                let listener = std::net::TcpListener::from(descriptor);
-                listener.set_nonblocking(true).map_err(failed)?;
-                Bound::Tcp(TcpListener::from_std(listener).map_err(failed)?)
+            (ListenerDescription::Tcp {}, Some(AddressFamily::INET | AddressFamily::INET6))
+            | (ListenerDescription::Vsock {}, Some(AddressFamily::VSOCK)) => {
+                place(&descriptor, None).map_err(failed)?
             }
             _ => return Err(ResumeError::Kind { descriptor: number, expected }),
         };
-        Ok(Self { socket })
+        Self::new(descriptor, place).map_err(failed)
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
-        match &self.socket {
-            Bound::Unix { listener, .. } => Ok(Stream::Unix(listener.accept().await?.0)),
-            Bound::Tcp(listener) => {
-                let stream = listener.accept().await?.0;
+    /// The next client, and what `room` gave once there was one: so a client that finds no room waits in the queue, and
+    /// a listener without clients takes no room from others.
+    pub(super) async fn accept<R: Future>(&self, room: impl Fn() -> R) -> io::Result<(Stream, R::Output)> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let room = room().await;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            if let Ok(accepted) = ready.try_io(|socket| Ok(rustix::net::accept_with(socket, flags)?)) {
+                return Ok((self.stream(accepted?)?, room));
+            }
+        }
+    }
+
+    fn stream(&self, socket: OwnedFd) -> io::Result<Stream> {
+        Ok(match &self.place {
+            Place::Unix { .. } | Place::Vsock { .. } => {
+                Stream::Unix(tokio::net::UnixStream::from_std(socket.into())?)
+            }
+            Place::Tcp(_) => {
+                let stream = tokio::net::TcpStream::from_std(socket.into())?;
                 stream.set_nodelay(true)?;
                 rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-                Ok(Stream::Tcp(stream))
+                Stream::Tcp(stream)
             }
+        })
+    }
+
+    /// Whether the user of a Unix socket's peer may be a client.
+    pub(super) fn admits(&self, user: u32) -> bool {
+        let owner = || self.path().and_then(unix::owner) == Some(user);
+        self.users.contain(user) || owner()
+    }
+}
+
+/// What a socket is bound to. `file` is that of a Unix socket that was bound here.
+fn place(socket: &OwnedFd, file: Option<SocketFile>) -> io::Result<Place> {
+    if let Some(file) = file {
+        return Ok(Place::Unix { path: Some(file.path.clone()), file: Some(file) });
+    }
+    match rustix::net::sockopt::socket_domain(socket)? {
+        AddressFamily::UNIX => {
+            let bound = SocketAddrUnix::try_from(rustix::net::getsockname(socket)?)?;
+            let path = bound.path_bytes().filter(|path| !path.is_empty());
+            let path = path.map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)));
+            Ok(Place::Unix { path: path.map(|path| std::path::absolute(&path).unwrap_or(path)), file: None })
         }
-    }
-}
-
-/// A Unix socket's file: removed on drop, if it is still the one that was made.
-pub struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    /// Takes over the file of a socket that another process bound.
-    ///
-    /// # Errors
-    /// The operating system's, if no file is there.
-    pub fn adopt(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.into(), identity: identity(path)? })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Leaves it to a successor, who goes on listening: its path and identity.
-    pub fn leave(mut self) -> (PathBuf, (u64, u64)) {
-        // An empty path names nothing, so nothing is removed.
-        (std::mem::take(&mut self.path), self.identity)
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).ok() == Some(self.identity) {
-            // It may vanish in between; then it is gone, which is what was wanted.
-            let _ = fs::remove_file(&self.path);
+        AddressFamily::VSOCK => {
+            let (cid, port) = network::vsock_address(socket)?;
+            Ok(Place::Vsock { cid, port })
         }
+        _ => Ok(Place::Tcp(network::tcp_address(socket)?)),
     }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-/// Binds a Unix socket that is the owner's alone (mode 0600); one that a dead server left is replaced. To be called
-/// within a tokio runtime.
-///
-/// # Errors
-/// A [`ListenError`]; nothing is left behind.
-pub fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
-    let name = || format!("unix:{}", path.display());
-    let length = path.as_os_str().len();
-    if length > 107 {
-        return Err(ListenError::TooLong { path: path.into(), length });
-    }
-    let failed = |source: io::Error| ListenError::Io { address: name(), source };
-    let listener = match try_bind_unix(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if !is_abandoned(path) {
-                return Err(ListenError::InUse(name()));
-            }
-            fs::remove_file(path).map_err(failed)?;
-            try_bind_unix(path)
-        }
-        other => other,
-    };
-    let listener = listener.map_err(failed)?;
-    let file = SocketFile::adopt(path).map_err(failed)?;
-    Ok((UnixListener::from_std(listener).map_err(failed)?, file))
-}
-
-/// The mode is set on the socket before it has a name: bind(2) takes it over, and no moment is left in which
-/// others could connect.
-fn try_bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// True for a socket that nobody listens on any more.
-pub fn is_abandoned(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let refused = std::os::unix::net::UnixStream::connect(path)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    is_socket && refused
-}
-
-async fn bind_tcp(host: &str, insecure: bool) -> Result<TcpListener, ListenError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::InUse(format!("tcp:{host}")),
-        _ => ListenError::Io { address: format!("tcp:{host}"), source },
-    };
-    let addresses: Vec<SocketAddr> = lookup_host(host).await.map_err(failed)?.collect();
-    if let Some(open) = addresses.iter().find(|address| !insecure && !address.ip().is_loopback()) {
-        return Err(ListenError::NotLoopback(*open));
-    }
-    TcpListener::bind(&addresses[..]).await.map_err(failed)
 }
 
 /// Percent-encodes what RFC 3986 does not leave unreserved, except for `also`.
@@ -307,15 +376,19 @@ fn percent(text: &str, also: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
     fn addresses() {
         assert_eq!("unix:/run/x".parse::<Address>().unwrap(), Address::Unix("/run/x".into()));
         assert_eq!("tcp:[::1]:10809".parse::<Address>().unwrap(), Address::Tcp("[::1]:10809".into()));
-        for bad in ["", "unix:", "tcp:host", "tcp:host:99999", "vsock:1", "/run/x"] {
+        let vsock = |cid, port| Address::Vsock { cid, port };
+        assert_eq!("vsock:10809".parse::<Address>().unwrap(), vsock(None, 10809));
+        assert_eq!("vsock:3:0".parse::<Address>().unwrap(), vsock(Some(3), 0));
+        let bad = ["", "unix:", "tcp:host", "tcp:host:99999", "/run/x"];
+        let bad_vsock =
+            ["vsock:", "vsock:x", "vsock:1:2:3", "vsock:-1:2", "vsock:4294967295", "vsock:4294967295:1"];
+        for bad in bad.iter().chain(&bad_vsock) {
             assert!(matches!(bad.parse::<Address>(), Err(ListenError::Form(_))), "{bad}");
         }
     }
@@ -326,37 +399,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_unix_socket_is_private_and_goes_with_its_listener() {
+    async fn uris_name_the_transport_and_say_whether_there_is_tls() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let address = Address::Unix(path.clone());
-        let listener = Listener::bind(&address, false).await.unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(Listener::bind(&address, false).await, Err(ListenError::InUse(_))));
-        assert!(path.exists(), "a refused bind must not remove another's socket");
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn an_abandoned_socket_is_replaced_and_another_file_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        drop(try_bind_unix(&path).unwrap());
-        assert!(path.exists());
-        Listener::bind(&Address::Unix(path.clone()), false).await.unwrap();
-        fs::write(&path, "precious").unwrap();
-        let refused = Listener::bind(&Address::Unix(path.clone()), false).await;
-        assert!(matches!(refused, Err(ListenError::InUse(_))));
-        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        let unix = Listener::bind(&Address::Unix(path.clone()), Terms::default()).await.unwrap();
+        let shown = path.display();
+        assert_eq!(unix.uri("a b", false).unwrap(), format!("nbd+unix:///a%20b?socket={shown}"));
+        assert_eq!(unix.uri("", true).unwrap(), format!("nbds+unix:///?socket={shown}"));
+        let tcp = Listener::bind(&Address::Tcp("127.0.0.1:0".into()), Terms::default()).await.unwrap();
+        assert!(tcp.uri("x", true).unwrap().starts_with("nbds://127.0.0.1:"));
+        assert_eq!(network::vsock_authority(ANY, 7), "2:7");
+        assert_eq!(network::vsock_authority(3, 7), "3:7");
     }
 
     #[tokio::test]
     async fn long_paths_and_open_networks_are_refused() {
         let long = Address::Unix(format!("/tmp/{}", "x".repeat(120)).into());
-        assert!(matches!(Listener::bind(&long, false).await, Err(ListenError::TooLong { .. })));
+        assert!(matches!(Listener::bind(&long, Terms::default()).await, Err(ListenError::TooLong { .. })));
         let open = Address::Tcp("0.0.0.0:0".into());
-        assert!(matches!(Listener::bind(&open, false).await, Err(ListenError::NotLoopback(_))));
-        assert!(Listener::bind(&open, true).await.is_ok());
+        assert!(matches!(Listener::bind(&open, Terms::default()).await, Err(ListenError::NotLoopback(_))));
+        assert!(Listener::bind(&open, Terms { open: true, ..Terms::default() }).await.is_ok());
+        let vsock = Address::Vsock { cid: Some(1), port: 0 };
+        assert!(matches!(Listener::bind(&vsock, Terms::default()).await, Err(ListenError::NotLoopback(_))));
+    }
+
+    #[tokio::test]
+    async fn only_listening_stream_sockets_are_inherited() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let pair = std::os::unix::net::UnixStream::pair().unwrap().0;
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for wrong in [tempfile::tempfile().unwrap().into(), pair.into(), OwnedFd::from(datagrams)] {
+            let refused = Listener::inherit(wrong, "x", Terms::default());
+            assert!(matches!(refused, Err(ListenError::Inherited { .. })));
+        }
+        let open = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let refused = Listener::inherit(open.into(), "x", Terms::default());
+        assert!(matches!(refused, Err(ListenError::NotLoopback(_))));
+        let unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let inherited = Listener::inherit(unix.into(), "x", Terms::default()).unwrap();
+        assert_eq!(inherited.path(), Some(&*path));
+        let (descriptor, description) = inherited.into_parts();
+        drop(Listener::from_parts(descriptor, description).unwrap());
+        assert!(path.exists(), "it is not ours to remove");
     }
 }

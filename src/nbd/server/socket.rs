@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// An accepted stream.
+/// An accepted stream. One of a vsock is held as a Unix stream: once connected, the kernel takes the same calls for both.
 pub(super) enum Stream {
     Unix(tokio::net::UnixStream),
     Tcp(tokio::net::TcpStream),
@@ -24,6 +24,10 @@ macro_rules! either {
 }
 
 impl Stream {
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        either!(self, stream => stream.as_fd())
+    }
+
     pub(super) fn into_blocking(self) -> io::Result<Socket> {
         let socket = match self {
             Self::Unix(stream) => Socket::Unix(stream.into_std()?),

@@ -17,12 +17,13 @@ use tokio::task::JoinHandle;
 
 use self::client::{Client, Random, haggle, read_request, reply, request};
 use self::device::{Memory, SIZE};
-use super::super::{Address, Exports, Limits, Listener, Served, Signal, serve};
+use super::super::{Address, Exports, Limits, Listener, Served, Signal, Terms, serve};
 use super::*;
 use crate::nbd::wire::Command;
 
 const LIMITS: Limits = Limits {
     connections: 64,
+    connections_per_peer: 64,
     handshake: Duration::from_secs(20),
     drain: Duration::from_secs(20),
     restartable: true,
@@ -44,9 +45,9 @@ impl Servers {
         let runtime = Runtime::new().unwrap();
         let mut servers = Self { runtime, directory, memory: Arc::default(), limits, now: None };
         let addresses = [Address::Unix(servers.path()), Address::Tcp("127.0.0.1:0".into())];
-        let listeners =
-            addresses.map(|address| servers.runtime.block_on(Listener::bind(&address, false)).unwrap());
-        let tcp = listeners[1].uri("");
+        let listeners = addresses
+            .map(|address| servers.runtime.block_on(Listener::bind(&address, Terms::default())).unwrap());
+        let tcp = listeners[1].uri("", false).unwrap();
         let tcp = tcp.trim_start_matches("nbd://").trim_end_matches('/').parse().unwrap();
         servers.succeed(Handed { listeners: listeners.into(), connections: Vec::new() }, 0);
         (servers, tcp)
@@ -114,7 +115,7 @@ impl Servers {
     fn travel(&self, handed: Handed) -> Handed {
         let _runtime = self.runtime.enter();
         let listeners = handed.listeners.into_iter().map(|listener| {
-            let (descriptor, description) = listener.into_parts().unwrap();
+            let (descriptor, description) = listener.into_parts();
             Listener::from_parts(descriptor, through_text(&description)).unwrap()
         });
         let connections = handed.connections.into_iter().map(|connection| {
@@ -323,7 +324,7 @@ fn a_sockets_file_belongs_to_the_successor() {
     let (mut servers, _) = Servers::start(LIMITS);
     let (handed, _) = servers.hand_over();
     let mut listeners = handed.listeners.into_iter();
-    let (descriptor, description) = listeners.next().unwrap().into_parts().unwrap();
+    let (descriptor, description) = listeners.next().unwrap().into_parts();
     assert!(servers.path().exists());
     let _runtime = servers.runtime.enter();
     let listener = Listener::from_parts(descriptor, description).unwrap();
@@ -407,7 +408,7 @@ fn only_the_right_descriptors_are_taken() {
     let unix_listener = || std::os::unix::net::UnixListener::bind(&path).unwrap();
     let tcp_listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let datagrams = || std::os::unix::net::UnixDatagram::unbound().unwrap();
-    let unix = || ListenerDescription::Unix { path: path.clone(), device: 0, inode: 0 };
+    let unix = || ListenerDescription::Unix { path: Some(path.clone()), identity: Some((0, 0)) };
     let file = || OwnedFd::from(tempfile::tempfile().unwrap());
     for wrong in [file(), datagrams().into(), tcp_listener().into()] {
         let refused = HandedConnection::from_parts(wrong, told());

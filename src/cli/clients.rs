@@ -1,0 +1,232 @@
+//! Flags about clients: where they connect, who they may be, how many, and what they may choose.
+
+use clap::Args;
+
+use super::Failure;
+use super::open_files::OpenFiles;
+use super::options::fall_back;
+use crate::config::{Config, Count, SocketMode, Text, Users as FileUsers};
+use crate::engine::{ExportName, Serving};
+use crate::nbd::server::{Address, Limits, Ownership, Terms, Users};
+
+/// "Strings" of the protocol: at most 4096 bytes.
+const MAX_NAME: usize = 4096;
+
+/// Where and how clients are served.
+#[derive(Args)]
+#[command(next_help_heading = "Clients")]
+pub(super) struct ClientOptions {
+    /// Where clients connect: unix:PATH, tcp:HOST:PORT, vsock:PORT or vsock:CID:PORT (repeatable) [default: the sockets
+    /// that were inherited (LISTEN_FDS), or a private Unix socket]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+
+    /// Listen without TLS on TCP addresses that are not loopback, and on vsock: whoever sees the network sees the data
+    #[arg(long)]
+    insecure: bool,
+
+    /// Mode of Unix sockets' files, in octal [default: 0600]
+    #[arg(long, value_name = "MODE")]
+    socket_mode: Option<SocketMode>,
+
+    /// User, group or both that Unix sockets' files are given to: USER, USER:GROUP or :GROUP, by name or number
+    #[arg(long, value_name = "USER:GROUP")]
+    socket_owner: Option<String>,
+
+    /// User who may connect to Unix sockets, by name or number, besides sealblk's own, root and the socket's owner
+    /// (repeatable); `any` for all who can open the socket
+    #[arg(long, value_name = "USER|any")]
+    allow_user: Vec<String>,
+
+    /// Connections at once; more wait [default: 1024]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_connections: Option<u32>,
+
+    /// Connections at once of one peer, a user, an IP address or a virtual machine; more are closed [default: 256]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_connections_per_peer: Option<u32>,
+
+    /// Name to serve the volume under (repeatable); the first is the default export [default: the empty name]
+    #[arg(long, value_name = "NAME")]
+    export: Vec<String>,
+
+    /// Name to serve the volume under besides, to clients that may change nothing (repeatable)
+    #[arg(long, value_name = "NAME")]
+    read_only_export: Vec<String>,
+}
+
+impl ClientOptions {
+    /// Takes from the file what no flag said.
+    pub(super) fn inherit(&mut self, config: &Config) {
+        let (sockets, limits) = (&config.settings.sockets, &config.settings.limits);
+        fall_back(&mut self.socket_mode, &sockets.mode, Clone::clone);
+        fall_back(&mut self.socket_owner, &sockets.owner, |Text(text)| text.clone());
+        if let Some(FileUsers(users)) = sockets.allow_users.as_ref().map(toml::Spanned::get_ref)
+            && self.allow_user.is_empty()
+        {
+            self.allow_user.clone_from(users);
+        }
+        fall_back(&mut self.max_connections, &limits.connections, |Count(count)| *count);
+        fall_back(&mut self.max_connections_per_peer, &limits.connections_per_peer, |Count(count)| *count);
+    }
+
+    /// The addresses.
+    pub(super) fn listen(&self) -> Result<Vec<Address>, Failure> {
+        Ok(self.listen.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+    }
+
+    /// How they are bound.
+    pub(super) fn terms(&self) -> Result<Terms, Failure> {
+        let mut ownership = Ownership::default();
+        if let Some(SocketMode(mode)) = self.socket_mode {
+            ownership.mode = mode;
+        }
+        if let Some(owner) = &self.socket_owner {
+            (ownership.user, ownership.group) = owner_of(owner)?;
+        }
+        Ok(Terms { open: self.insecure, ownership })
+    }
+
+    /// How clients are served.
+    pub(super) fn serving(&self, open_files: &OpenFiles) -> Result<Serving, Failure> {
+        let default = Limits::default();
+        let number = |flag: Option<u32>, default: usize| {
+            flag.and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+        };
+        let limits = Limits {
+            connections: open_files.fit(number(self.max_connections, default.connections)),
+            connections_per_peer: number(self.max_connections_per_peer, default.connections_per_peer),
+            ..default
+        };
+        Ok(Serving { users: self.users()?, limits })
+    }
+
+    fn users(&self) -> Result<Users, Failure> {
+        if self.allow_user.iter().any(|user| user == "any") {
+            return Ok(Users::Any);
+        }
+        let users = self.allow_user.iter().map(|user| user_number("--allow-user", user));
+        Ok(Users::Only(users.collect::<Result<_, _>>()?))
+    }
+
+    /// The names of the volume.
+    pub(super) fn exports(&self) -> Result<Vec<ExportName>, Failure> {
+        let unnamed = self.export.is_empty().then(String::new);
+        let writable = unnamed.iter().chain(&self.export).map(|name| (name, "--export", false));
+        let others = self.read_only_export.iter().map(|name| (name, "--read-only-export", true));
+        let mut exports: Vec<ExportName> = Vec::new();
+        for (name, flag, read_only) in writable.chain(others) {
+            if name.len() > MAX_NAME {
+                let length = name.len();
+                return Err(Failure::Usage(format!(
+                    "{flag}: the name has {length} bytes, and {MAX_NAME} is the most that NBD allows; choose a shorter one"
+                )));
+            }
+            if exports.iter().any(|export| export.name == *name) {
+                return Err(Failure::Usage(format!(
+                    "{flag} {name:?}: another export has that name; choose a different one"
+                )));
+            }
+            exports.push(ExportName { name: name.clone(), read_only });
+        }
+        Ok(exports)
+    }
+}
+
+/// Numbers of the user and the group in USER, USER:GROUP or :GROUP.
+fn owner_of(text: &str) -> Result<(Option<u32>, Option<u32>), Failure> {
+    let flag = "--socket-owner";
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    if user.is_empty() && group.is_none_or(str::is_empty) {
+        return Err(Failure::Usage(format!("{flag} {text:?} is not of the form USER, USER:GROUP or :GROUP")));
+    }
+    let user = (!user.is_empty()).then(|| user_number(flag, user)).transpose()?;
+    let group = group.map(|group| group_number(flag, group)).transpose()?;
+    Ok((user, group))
+}
+
+fn user_number(flag: &str, name: &str) -> Result<u32, Failure> {
+    number(flag, "user", name, || Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw())))
+}
+
+fn group_number(flag: &str, name: &str) -> Result<u32, Failure> {
+    number(flag, "group", name, || Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+fn number(
+    flag: &str,
+    what: &str,
+    name: &str,
+    look_up: impl FnOnce() -> nix::Result<Option<u32>>,
+) -> Result<u32, Failure> {
+    // The greatest number means "leave it as it is" to chown(2).
+    if let Some(number) = name.parse().ok().filter(|number| *number != u32::MAX) {
+        return Ok(number);
+    }
+    match look_up() {
+        Ok(Some(number)) => Ok(number),
+        Ok(None) => {
+            Err(Failure::Usage(format!("{flag}: there is no {what} {name:?}; give another, or a number")))
+        }
+        Err(error) => {
+            Err(Failure::Usage(format!("{flag}: cannot look {what} {name:?} up: {error}; give a number")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        clients: ClientOptions,
+    }
+
+    fn clients(flags: &[&str]) -> ClientOptions {
+        Line::parse_from([&["x"], flags].concat()).clients
+    }
+
+    fn names(flags: &[&str]) -> Vec<(String, bool)> {
+        let exports = clients(flags).exports().unwrap();
+        exports.into_iter().map(|export| (export.name, export.read_only)).collect()
+    }
+
+    #[test]
+    fn the_first_name_is_the_default_exports_and_without_one_it_is_the_empty_name() {
+        let named = |name: &str, read_only| (name.to_owned(), read_only);
+        assert_eq!(names(&[]), [named("", false)]);
+        assert_eq!(names(&["--read-only-export=r"]), [named("", false), named("r", true)]);
+        let all = names(&["--read-only-export=r", "--export=b", "--export=a"]);
+        assert_eq!(all, [named("b", false), named("a", false), named("r", true)]);
+        for twice in [["--export=a", "--export=a"], ["--export=a", "--read-only-export=a"]] {
+            assert!(matches!(clients(&twice).exports(), Err(Failure::Usage(_))));
+        }
+        assert!(matches!(clients(&["--read-only-export="]).exports(), Err(Failure::Usage(_))));
+    }
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        assert_eq!(owner_of("root").unwrap(), (Some(0), None));
+        assert_eq!(owner_of("12:34").unwrap(), (Some(12), Some(34)));
+        assert_eq!(owner_of(":root").unwrap(), (None, Some(0)));
+        for bad in ["", ":", "1:", "no such user", "root:no such group", "4294967295"] {
+            assert!(matches!(owner_of(bad), Err(Failure::Usage(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn any_user_goes_before_those_that_are_named() {
+        assert_eq!(clients(&["--allow-user=12", "--allow-user=any"]).users().unwrap(), Users::Any);
+        assert_eq!(
+            clients(&["--allow-user=12", "--allow-user=root"]).users().unwrap(),
+            Users::Only(vec![12, 0])
+        );
+    }
+}
