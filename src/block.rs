@@ -26,7 +26,7 @@ pub trait BlockDevice: Send + Sync {
     /// A [`BlockError`].
     fn status(&self, offset: u64, length: u64, most: usize, extents: &mut Extents) -> Result<(), BlockError>;
 
-    /// Says that the range will be read soon: a hint, which may do nothing.
+    /// Says that the range will be read soon: a hint, which may do nothing, or only for the range's beginning.
     ///
     /// # Errors
     /// A [`BlockError`].
@@ -92,6 +92,11 @@ impl Extents {
             Some(last) if last.is_hole == is_hole => last.length += length,
             _ => self.0.push(Extent { length, is_hole }),
         }
+    }
+
+    /// Keeps the first `most` and forgets the others.
+    pub fn truncate(&mut self, most: usize) {
+        self.0.truncate(most);
     }
 
     /// Forgets all, and keeps the memory for the next ones.

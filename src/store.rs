@@ -13,6 +13,7 @@ pub use backing::{Backing, Disposal, Leftover, LeftoverDescription};
 pub use error::StoreError;
 pub use file::FileStore;
 
+use crate::block::Extents;
 use crate::geometry::ByteRange;
 
 /// Ciphertext at offsets. All ranges lie inside the store; the volume sees to that.
@@ -22,6 +23,15 @@ use crate::geometry::ByteRange;
 pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset`. What was never written, or discarded, reads as zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Appends to `extents` what `range` consists of, from its start, and at least one byte of it: at most `most`
+    /// holes, each with the data that follows it. Their borders may lie anywhere. What is not known to be a hole is
+    /// data; what is one reads as zeros, and so does not hold what a completed write left there.
+    fn extents(&self, range: ByteRange, most: usize, extents: &mut Extents) -> io::Result<()>;
+
+    /// Begins to fetch `range`, or its first 64 MiB, so that a read need not wait for the medium. A hint: what goes
+    /// wrong with it, the read will tell.
+    fn prefetch(&self, range: ByteRange);
 
     /// Writes all of `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;

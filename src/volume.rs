@@ -11,12 +11,16 @@
 //! shared, part of a sector is changed with the lock held alone. Clients that write whole sectors never wait for
 //! each other. Partial reads share the lock too: a cipher block must not be read while its other bytes change.
 
+mod holes;
+mod scratch;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
+use self::holes::{is_hole, whole_sectors};
+use self::scratch::Scratch;
 use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
 use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
 use crate::store::Store;
@@ -28,6 +32,8 @@ const REGION: u64 = 32 << 20;
 const LOCKS: usize = 64;
 /// Bytes enciphered at a time where zeros have to be written: half of a common L2 cache.
 const PIECE: usize = 256 * 1024;
+/// Holes that are looked for in one request, by two system calls each: a few milliseconds, however large it is.
+const MOST_HOLES: usize = 4096;
 
 /// What a volume has been through; a successor goes on with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,35 +153,47 @@ impl EncryptedVolume {
         range.unwrap_or(ByteRange::EMPTY)
     }
 
-    /// Deciphers whole sectors and leaves holes as the zeros that they are.
-    fn decipher(&self, offset: u64, data: &mut [u8]) {
+    /// Deciphers whole sectors, leaves holes as the zeros that they are, and appends to `extents` which is which.
+    fn decipher(&self, offset: u64, data: &mut [u8], extents: &mut Extents) {
         let sector = self.sector.bytes();
-        let is_hole = |data: &[u8], at: usize| data[at..at + sector].iter().all(|byte| *byte == 0);
         let mut start = 0;
         while start < data.len() {
-            let run =
-                (start..data.len()).step_by(sector).take_while(|at| !is_hole(data, *at)).count() * sector;
-            self.cipher.decrypt(self.sector.number(offset + start as u64), &mut data[start..start + run]);
-            // Past the run stands either the end or a hole.
-            start += run + sector;
+            let in_hole = is_hole(&data[start..start + sector]);
+            let alike = data[start..]
+                .chunks_exact(sector)
+                .skip(1)
+                .take_while(|next| is_hole(next) == in_hole)
+                .count();
+            let run = (1 + alike) * sector;
+            if !in_hole {
+                self.cipher.decrypt(self.sector.number(offset + start as u64), &mut data[start..start + run]);
+            }
+            extents.push(run as u64, in_hole);
+            start += run;
         }
     }
 
-    fn read_sectors(&self, offset: u64, data: &mut [u8]) -> Result<(), BlockError> {
-        self.store.read(offset, data)?;
-        self.decipher(offset, data);
-        Ok(())
+    /// Reads the one sector of `scratch`; true if it is a hole.
+    fn read_sector(&self, scratch: &mut Scratch) -> Result<bool, BlockError> {
+        let (offset, sector) = (scratch.offset, scratch.sector());
+        self.store.read(offset, sector)?;
+        let in_hole = is_hole(sector);
+        if !in_hole {
+            self.cipher.decrypt(self.sector.number(offset), sector);
+        }
+        Ok(in_hole)
     }
 
     /// Reads part of one sector.
-    fn read_part(&self, part: ByteRange, target: &mut [u8]) -> Result<(), BlockError> {
+    fn read_part(&self, part: ByteRange, target: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
         if part.is_empty() {
             return Ok(());
         }
         let mut scratch = Scratch::of(part, self.sector);
         let _shared = self.shared(part.start());
-        self.read_sectors(scratch.offset, scratch.sector())?;
+        let in_hole = self.read_sector(&mut scratch)?;
         target.copy_from_slice(scratch.part());
+        extents.push(part.length(), in_hole);
         Ok(())
     }
 
@@ -186,7 +204,7 @@ impl EncryptedVolume {
         }
         let mut scratch = Scratch::of(part, self.sector);
         let _alone = self.alone(part.start());
-        self.read_sectors(scratch.offset, scratch.sector())?;
+        self.read_sector(&mut scratch)?;
         change(scratch.part());
         self.cipher.encrypt(self.sector.number(scratch.offset), scratch.sector());
         Ok(self.store.write(scratch.offset, scratch.sector())?)
@@ -241,23 +259,30 @@ impl BlockDevice for EncryptedVolume {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
-        extents.push(buffer.len() as u64, false);
         let Split { head, body, tail } = self.range(offset, buffer.len() as u64).split(self.sector);
         let (first, rest) = buffer.split_at_mut(bytes(head));
         let (middle, last) = rest.split_at_mut(bytes(body));
-        self.read_part(head, first)?;
+        self.read_part(head, first, extents)?;
         if !body.is_empty() {
-            self.read_sectors(body.start(), middle)?;
+            self.store.read(body.start(), middle)?;
+            self.decipher(body.start(), middle, extents);
         }
-        self.read_part(tail, last)
+        self.read_part(tail, last, extents)
     }
 
-    fn status(&self, _: u64, length: u64, _: usize, extents: &mut Extents) -> Result<(), BlockError> {
-        extents.push(length, false);
+    // No lock: what a completed write left is data for the store, and what a write under way will leave may be either.
+    fn status(&self, offset: u64, length: u64, most: usize, extents: &mut Extents) -> Result<(), BlockError> {
+        debug_assert!(most > 0, "a status has at least one extent");
+        let range = self.range(offset, length);
+        let (mut stored, before) = (Extents::default(), extents.as_slice().len());
+        self.store.extents(range.covering(self.sector), most.min(MOST_HOLES), &mut stored)?;
+        whole_sectors(&stored, range, self.sector, extents);
+        extents.truncate(before.saturating_add(most));
         Ok(())
     }
 
-    fn cache(&self, _: u64, _: u64) -> Result<(), BlockError> {
+    fn cache(&self, offset: u64, length: u64) -> Result<(), BlockError> {
+        self.store.prefetch(self.range(offset, length));
         Ok(())
     }
 
@@ -324,35 +349,6 @@ impl BlockDevice for EncryptedVolume {
 /// A range inside the volume and in a buffer: its length fits memory.
 fn bytes(range: ByteRange) -> usize {
     usize::try_from(range.length()).unwrap_or(usize::MAX)
-}
-
-/// One sector on the stack, for requests that cover part of it; wiped, since it holds plaintext.
-struct Scratch {
-    bytes: Zeroizing<[u8; SectorSize::B4096.bytes()]>,
-    length: usize,
-    offset: u64,
-    part: std::ops::Range<usize>,
-}
-
-impl Scratch {
-    fn of(part: ByteRange, sector: SectorSize) -> Self {
-        let covering = part.covering(sector);
-        let start = usize::try_from(part.start() - covering.start()).unwrap_or_default();
-        Self {
-            bytes: Zeroizing::new([0; SectorSize::B4096.bytes()]),
-            length: sector.bytes(),
-            offset: covering.start(),
-            part: start..start + bytes(part),
-        }
-    }
-
-    fn sector(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.length]
-    }
-
-    fn part(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.part.clone()]
-    }
 }
 
 #[cfg(test)]

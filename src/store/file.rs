@@ -2,14 +2,22 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
 use super::Store;
+use crate::block::Extents;
 use crate::geometry::ByteRange;
+
+/// Most bytes that one hint fetches: a READ is no longer.
+const MOST_PREFETCHED: u64 = 64 << 20;
+/// Bytes a call: more than a read-ahead window is ignored (Linux, mm/readahead.c, `force_page_cache_ra`), and this is
+/// the usual one.
+const WINDOW: u64 = 128 << 10;
 
 /// A file, a block device or a file in memory.
 pub struct FileStore {
@@ -22,6 +30,33 @@ impl FileStore {
     /// Takes over `file`, which is open for reading and writing and long enough.
     pub fn new(file: File) -> Self {
         Self { file, cannot_punch: AtomicBool::new(false) }
+    }
+
+    /// The first byte from `at` on that is not in a hole; `end` if that is further.
+    ///
+    /// lseek(2): the file offset that it moves is used by nobody, and where holes are not known of, as on a block
+    /// device, all is data.
+    fn next_data(&self, at: u64, end: u64) -> io::Result<u64> {
+        match seek(&self.file, SeekFrom::Data(at)) {
+            Ok(data) => Ok(data.min(end)),
+            // Past the last data: in the file's last hole, or past its end, where a read fails too.
+            Err(Errno::NXIO) => match seek(&self.file, SeekFrom::End(0))?.min(end) {
+                length if length > at => Ok(length),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(at),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The first byte from `data` on that is in a hole; `end` if that is further.
+    fn next_hole(&self, data: u64, end: u64) -> io::Result<u64> {
+        match seek(&self.file, SeekFrom::Hole(data)) {
+            Ok(hole) => Ok(hole.min(end)),
+            Err(Errno::NXIO) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(end),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// All-zero ciphertext is a hole by definition, so zeros written do the same as a hole punched.
@@ -38,6 +73,33 @@ impl FileStore {
 impl Store for FileStore {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn extents(&self, range: ByteRange, most: usize, extents: &mut Extents) -> io::Result<()> {
+        let (mut at, end) = (range.start(), range.end());
+        for _ in 0..most {
+            if at == end {
+                return Ok(());
+            }
+            let data = self.next_data(at, end)?;
+            extents.push(data - at, true);
+            at = if data < end { self.next_hole(data, end)? } else { end };
+            // None, if the data was discarded between the two calls.
+            extents.push(at - data, false);
+        }
+        if at == range.start() {
+            extents.push(range.length(), false);
+        }
+        Ok(())
+    }
+
+    fn prefetch(&self, range: ByteRange) {
+        let fetched =
+            range.pieces(WINDOW).take_while(|piece| piece.start() - range.start() < MOST_PREFETCHED);
+        for piece in fetched {
+            // The kernel itself does nothing for a file in memory.
+            let _ = fadvise(&self.file, piece.start(), NonZeroU64::new(piece.length()), Advice::WillNeed);
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -118,5 +180,86 @@ mod tests {
     fn reading_past_the_end_is_an_error() {
         let mut buffer = [0; 10];
         assert_eq!(store(5).read(0, &mut buffer).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    /// Larger than any block or page that a file system may keep as a whole.
+    const APART: u64 = 8 << 20;
+
+    fn extents(store: &FileStore, range: ByteRange, most: usize) -> Vec<(u64, bool)> {
+        let mut extents = Extents::default();
+        store.extents(range, most, &mut extents).unwrap();
+        extents.as_slice().iter().map(|extent| (extent.length, extent.is_hole)).collect()
+    }
+
+    fn stores() -> [FileStore; 2] {
+        let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        [tempfile::tempfile().unwrap(), memory.into()].map(|file| {
+            file.set_len(4 * APART).unwrap();
+            FileStore::new(file)
+        })
+    }
+
+    #[test]
+    fn extents_tell_what_was_written() {
+        for store in stores() {
+            assert_eq!(extents(&store, range(0, 4 * APART), 9), [(4 * APART, true)]);
+            assert_eq!(extents(&store, range(5, 1), 9), [(1, true)]);
+            store.write(APART, &vec![7; 8 << 20]).unwrap();
+            let whole = [(APART, true), (APART, false), (2 * APART, true)];
+            assert_eq!(extents(&store, range(0, 4 * APART), 9), whole);
+            assert_eq!(extents(&store, range(0, 4 * APART), 1), whole[..2]);
+            assert_eq!(extents(&store, range(APART + 3, APART), 1), [(APART - 3, false)]);
+            assert_eq!(extents(&store, range(APART + 3, APART), 2), [(APART - 3, false), (3, true)]);
+            assert_eq!(extents(&store, range(APART - 1, 2), 9), [(1, true), (1, false)]);
+            assert_eq!(extents(&store, range(7, 0), 9), []);
+            store.discard(range(APART, APART)).unwrap();
+            assert_eq!(extents(&store, range(0, 4 * APART), 9), [(4 * APART, true)]);
+        }
+    }
+
+    #[test]
+    fn extents_past_the_end_are_an_error() {
+        for store in stores() {
+            let mut extents = Extents::default();
+            let past = store.extents(range(3 * APART, 2 * APART), 9, &mut extents).unwrap_err();
+            assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+
+    /// Whoever looks while others write and discard always gets on, and says nothing of what it was not asked for.
+    #[test]
+    fn extents_of_a_file_that_changes() {
+        for store in stores() {
+            std::thread::scope(|scope| {
+                let change = |start| {
+                    for _ in 0..500 {
+                        store.write(start, &[7; 65536]).unwrap();
+                        store.discard(range(start, 65536)).unwrap();
+                    }
+                };
+                let busy = [APART, APART + 65536].map(|start| scope.spawn(move || change(start)));
+                for round in (0..70_000)
+                    .cycle()
+                    .step_by(41)
+                    .take_while(|_| !busy.iter().all(|thread| thread.is_finished()))
+                {
+                    let asked = range(APART - 4096 + round, 80_000);
+                    let told: u64 = extents(&store, asked, 2).iter().map(|extent| extent.0).sum();
+                    assert!((1..=asked.length()).contains(&told), "{told} bytes");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_hint_changes_nothing() {
+        for store in stores() {
+            store.write(10, b"data").unwrap();
+            store.prefetch(range(0, 4 * APART));
+            store.prefetch(range(0, 1 << 60));
+            let mut data = [0; 6];
+            store.read(9, &mut data).unwrap();
+            assert_eq!(&data, b"\0data\0");
+        }
     }
 }

@@ -1,49 +1,29 @@
-//! The volume against a plain array of bytes, and its promises about concurrency and ciphertext.
+//! The volume against a model, and its promises about concurrency and ciphertext.
 
 #![allow(clippy::cast_possible_truncation, reason = "the low bits are what test data is made of")]
 
+mod model;
+mod stores;
+
 use std::sync::Arc;
 
-use proptest::prelude::*;
-
+use self::stores::Kind;
 use super::*;
 use crate::secret::DataKey;
-use crate::store::{Backing, Leftover};
+use crate::store::Backing;
 use crate::xts::Implementation;
 
 const SIZE: usize = 64 * 1024;
 
-fn volume_of(size: usize, sector: SectorSize, discard: bool) -> (EncryptedVolume, Leftover) {
-    let (store, leftover) = Backing::Memory.open_new(size as u64).unwrap();
+fn volume_over(store: Box<dyn Store>, sector: SectorSize, discard: bool) -> EncryptedVolume {
     let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
     let cipher = Implementation::AwsLc.cipher(&key, sector);
-    let size = VolumeSize::new(size as u64, sector).unwrap();
-    let options = Options { read_only: false, discard };
-    (EncryptedVolume::new(Box::new(store), cipher, size, options), leftover)
+    let size = VolumeSize::new(SIZE as u64, sector).unwrap();
+    EncryptedVolume::new(store, cipher, size, Options { read_only: false, discard })
 }
 
-#[derive(Clone, Debug)]
-enum Operation {
-    Read,
-    Write { fill: u8, durable: bool },
-    Zero { may_discard: bool, durable: bool },
-    Trim { durable: bool },
-    Flush,
-}
-
-fn operations() -> impl Strategy<Value = Vec<(Operation, usize, usize)>> {
-    let operation = prop_oneof![
-        4 => Just(Operation::Read),
-        4 => (any::<u8>(), any::<bool>()).prop_map(|(fill, durable)| Operation::Write { fill, durable }),
-        2 => (any::<bool>(), any::<bool>())
-            .prop_map(|(may_discard, durable)| Operation::Zero { may_discard, durable }),
-        1 => any::<bool>().prop_map(|durable| Operation::Trim { durable }),
-        1 => Just(Operation::Flush),
-    ];
-    // Offsets and lengths near sector boundaries are the interesting ones.
-    let place = (0..SIZE / 512, 0usize..512, any::<bool>())
-        .prop_map(|(sector, byte, aligned)| sector * 512 + if aligned { 0 } else { byte });
-    proptest::collection::vec((operation, place.clone(), place), 1..40)
+fn volume_in_memory() -> EncryptedVolume {
+    volume_over(Kind::Memory.open(), SectorSize::B4096, true)
 }
 
 /// Bytes that differ by place, so that a misplaced write shows.
@@ -51,58 +31,12 @@ fn pattern(fill: u8, length: usize) -> Vec<u8> {
     (0..length).map(|i| fill.wrapping_add((i % 251) as u8)).collect()
 }
 
-fn apply(volume: &EncryptedVolume, model: &mut [u8], operation: &Operation, offset: usize, length: usize) {
-    let target = offset..offset + length;
-    let (at, count) = (offset as u64, length as u64);
-    match *operation {
-        Operation::Read => {
-            let mut got = vec![0xee; length];
-            volume.read(at, &mut got, &mut Extents::default()).unwrap();
-            assert_eq!(got, &model[target]);
-        }
-        Operation::Write { fill, durable } => {
-            let mut data = pattern(fill, length);
-            model[target].copy_from_slice(&data);
-            volume.write(at, &mut data, durable).unwrap();
-        }
-        Operation::Zero { may_discard, durable } => {
-            volume.write_zeroes(at, count, Zeroes { may_discard, fast: false }, durable).unwrap();
-            model[target].fill(0);
-        }
-        Operation::Trim { durable } => {
-            volume.trim(at, count, durable).unwrap();
-            // What a trimmed range reads as is unspecified: take over what it is, outside it nothing may change.
-            volume.read(at, &mut model[target], &mut Extents::default()).unwrap();
-        }
-        Operation::Flush => volume.flush().unwrap(),
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn behaves_like_an_array(operations in operations(), small: bool, discard: bool) {
-        let sector = if small { SectorSize::B512 } else { SectorSize::B4096 };
-        let (volume, _leftover) = volume_of(SIZE, sector, discard);
-        let mut model = vec![0; SIZE];
-        for (operation, from, to) in &operations {
-            let (start, end) = (from.min(to), from.max(to));
-            apply(&volume, &mut model, operation, *start, end - start);
-        }
-        let mut all = vec![1; SIZE];
-        volume.read(0, &mut all, &mut Extents::default()).unwrap();
-        prop_assert_eq!(all, model);
-    }
-}
-
 /// Each thread owns every eighth run of seven bytes; all of them share every sector.
 #[test]
 fn concurrent_neighbours_lose_nothing() {
     const THREADS: usize = 8;
     const RUN: usize = 7;
-    let (volume, _leftover) = volume_of(SIZE, SectorSize::B4096, true);
-    let volume = Arc::new(volume);
+    let volume = Arc::new(volume_in_memory());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let volume = volume.clone();
@@ -124,7 +58,7 @@ fn concurrent_neighbours_lose_nothing() {
 /// Whole-sector writers beside writers of single bytes in the same sectors.
 #[test]
 fn whole_sectors_and_parts_of_them_do_not_tear() {
-    let (volume, _leftover) = volume_of(SIZE, SectorSize::B4096, true);
+    let volume = volume_in_memory();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 0..2000u64 {
@@ -202,6 +136,13 @@ impl Store for ForgetfulStore {
         if self.full { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
+    fn extents(&self, range: ByteRange, _: usize, extents: &mut Extents) -> std::io::Result<()> {
+        extents.push(range.length(), false);
+        Ok(())
+    }
+
+    fn prefetch(&self, _: ByteRange) {}
+
     fn discard(&self, _: ByteRange) -> std::io::Result<()> {
         Ok(())
     }
@@ -215,28 +156,25 @@ impl Store for ForgetfulStore {
     }
 }
 
-fn volume_over(store: ForgetfulStore) -> EncryptedVolume {
-    let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
-    let cipher = Implementation::AwsLc.cipher(&key, SectorSize::B512);
-    let size = VolumeSize::new(SIZE as u64, SectorSize::B512).unwrap();
-    EncryptedVolume::new(Box::new(store), cipher, size, Options { read_only: false, discard: true })
+fn volume_that_fails(store: ForgetfulStore) -> EncryptedVolume {
+    volume_over(Box::new(store), SectorSize::B512, true)
 }
 
 #[test]
 fn a_failed_flush_is_never_forgotten() {
-    let volume = volume_over(ForgetfulStore { fails: true.into(), full: false });
+    let volume = volume_that_fails(ForgetfulStore { fails: true.into(), full: false });
     assert!(matches!(volume.flush(), Err(BlockError::Io(_))));
     assert!(matches!(volume.flush(), Err(BlockError::LostWrites)));
     assert!(matches!(volume.write(0, &mut [1; 512], true), Err(BlockError::LostWrites)));
     // Whatever meets the failure first, it is for all of the volume's acknowledged writes.
-    let volume = volume_over(ForgetfulStore { fails: true.into(), full: false });
+    let volume = volume_that_fails(ForgetfulStore { fails: true.into(), full: false });
     assert!(matches!(volume.write(3, &mut [1; 5], true), Err(BlockError::Io(_))));
     assert!(matches!(volume.flush(), Err(BlockError::LostWrites)));
 }
 
 #[test]
 fn a_full_disk_is_told_and_loses_nothing_else() {
-    let volume = volume_over(ForgetfulStore { fails: false.into(), full: true });
+    let volume = volume_that_fails(ForgetfulStore { fails: false.into(), full: true });
     for durable in [false, true] {
         assert!(matches!(volume.write(0, &mut [1; 512], durable), Err(BlockError::NoSpace)));
         assert!(matches!(volume.write(3, &mut [1; 5], durable), Err(BlockError::NoSpace)));
@@ -246,7 +184,7 @@ fn a_full_disk_is_told_and_loses_nothing_else() {
 
 #[test]
 fn long_requests_end_when_the_volume_is_stopped() {
-    let (volume, _leftover) = volume_of(SIZE, SectorSize::B4096, true);
+    let volume = volume_in_memory();
     volume.stop();
     for may_discard in [false, true] {
         let how = Zeroes { may_discard, fast: false };
