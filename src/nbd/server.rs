@@ -41,6 +41,7 @@ pub use exports::{Agreed, Export, Exports, Replies};
 pub use handover::{
     ConnectionDescription, Handed, HandedConnection, ListenerDescription, ResumeError, Resumed,
 };
+pub use handshake::{Answer, Fault, Session, Then};
 pub use listen::{Address, ListenError, Listener, Ownership, SocketFile, Terms, bind_unix, is_abandoned};
 
 use self::admission::{Admission, Admitted};
@@ -249,10 +250,13 @@ async fn accept(listener: Listener, shared: Arc<Shared>, mut stop: watch::Receiv
             },
         }
     }
+    let last = async { while haggling.join_next().await.is_some() {} };
     if *stop.borrow() == Signal::HandOver {
-        let last = async { while haggling.join_next().await.is_some() {} };
         // Whoever needs longer than this is cut below.
         let _ = tokio::time::timeout(LAST_HANDSHAKES, last).await;
+    } else {
+        // They know, and do not need long.
+        last.await;
     }
     haggling.shutdown().await;
     listener
@@ -265,8 +269,8 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 
 /// One client, from its first byte to its last.
 async fn attend(mut stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
-    let haggled =
-        tokio::time::timeout(shared.limits.handshake, handshake::haggle(&mut stream, &shared.exports)).await;
+    let haggle = handshake::haggle(&mut stream, &shared.exports, stop.clone());
+    let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
     let (export, agreed) = match haggled {
         Ok(Ok(handshake::Outcome::Transmit(export, agreed))) => (export, agreed),
         Ok(Ok(handshake::Outcome::Over)) => return,

@@ -7,9 +7,9 @@ mod handshake;
 mod transmission;
 
 pub use handshake::{
-    ClientFlags, ExportReply, GREETING, HANDSHAKE_FLAGS, InfoRequest, InfoType, MAX_OPTION_LENGTH,
-    OptionCode, OptionHeader, OptionReply, TransmissionFlags, block_size_info, export_info, server_entry,
-    text_info,
+    ALLOCATION, ALLOCATION_CONTEXT, ClientFlags, ContextRequest, ExportReply, GREETING, HANDSHAKE_FLAGS,
+    InfoRequest, InfoType, MAX_OPTION_LENGTH, MAX_STRING, OptionCode, OptionHeader, OptionReply,
+    TransmissionFlags, block_size_info, context_entry, export_info, server_entry, text_info,
 };
 pub use transmission::{
     BASE_ALLOCATION, Chunk, Command, CommandFlags, Content, EXTENDED_REQUEST_LENGTH, Head, MAX_PAYLOAD,

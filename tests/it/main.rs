@@ -20,6 +20,7 @@ mod deploy;
 mod endings;
 mod enveloped;
 mod fleet;
+mod handshake;
 mod interrupted;
 mod key_state;
 mod kills;

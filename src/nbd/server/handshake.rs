@@ -1,18 +1,30 @@
-//! The handshake: which export, described how ("Handshake phase").
+//! The handshake: which export, described how, and how replies will look ("Handshake phase").
+//!
+//! What is said stands in [`Session`], which knows no I/O; here its options are read and its answers written.
+
+mod describe;
+mod session;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 
-use super::{Agreed, Export, Exports};
-use crate::nbd::wire::{
-    ClientFlags, ExportReply, GREETING, InfoRequest, InfoType, MAX_OPTION_LENGTH, MAX_PAYLOAD, OptionCode,
-    OptionHeader, OptionReply, WireError, block_size_info, export_info, server_entry, text_info,
-};
+pub use session::{Answer, Fault, Session, Then};
+
+use super::{Agreed, Export, Exports, Signal};
+use crate::nbd::wire::{ClientFlags, GREETING, MAX_OPTION_LENGTH, OptionHeader, WireError};
 
 /// Options in one handshake: more than any client needs, few enough to end one that never chooses.
 const MAX_OPTIONS: usize = 1024;
+/// Bytes of option data in one handshake. What is too long for its option is read off and thrown away, so that the
+/// client learns why and can go on; this is what a client may cost so, beside its time. The longest option that
+/// anybody has is a few dozen KiB long.
+const MAX_DATA: u64 = 16 << 20;
+/// Once the server ends, for a client to ask once more and be told so.
+pub(super) const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// How a handshake ended.
 pub(super) enum Outcome {
@@ -28,106 +40,82 @@ pub(super) enum HandshakeError {
     Io(#[from] io::Error),
     #[error("client: {0}")]
     Wire(#[from] WireError),
-    #[error("client asked for export {0:?} by NBD_OPT_EXPORT_NAME, which cannot be refused in another way")]
-    NoSuchExport(String),
+    #[error("client {0}")]
+    Fault(#[from] Fault),
     #[error("client sent {MAX_OPTIONS} options without choosing")]
     TooManyOptions,
+    #[error("client sent more than {MAX_DATA} bytes of option data without choosing")]
+    TooMuchData,
 }
 
-/// Haggles until the client chooses an export, gives up or errs beyond an answer.
+/// Haggles until the client chooses an export, gives up or errs beyond an answer, or until the server has ended for
+/// [`LAST_ANSWERS`].
 pub(super) async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     exports: &Exports,
+    stop: watch::Receiver<Signal>,
+) -> Result<Outcome, HandshakeError> {
+    let mut ending = stop.clone();
+    tokio::select! {
+        outcome = converse(stream, exports, &stop) => outcome,
+        () = async {
+            ended(&mut ending).await;
+            tokio::time::sleep(LAST_ANSWERS).await;
+        } => Ok(Outcome::Over),
+    }
+}
+
+/// Returns once the server ends, or nobody is left to say that it does.
+async fn ended(stop: &mut watch::Receiver<Signal>) {
+    drop(stop.wait_for(|signal| *signal == Signal::End).await);
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    exports: &Exports,
+    stop: &watch::Receiver<Signal>,
 ) -> Result<Outcome, HandshakeError> {
     stream.write_all(&GREETING).await?;
     let mut flags = [0; 4];
     stream.read_exact(&mut flags).await?;
-    let client = ClientFlags::decode(flags)?;
+    let mut session = Session::new(exports, ClientFlags::decode(flags)?);
+    let mut budget = MAX_DATA;
     for _ in 0..MAX_OPTIONS {
         let mut header = [0; OptionHeader::LENGTH];
         stream.read_exact(&mut header).await?;
         let header = OptionHeader::decode(header)?;
-        if header.length > MAX_OPTION_LENGTH {
-            stream.write_all(&OptionReply::ERR_TOO_BIG.encode(header.code, b"option data too long")).await?;
-            return Err(WireError::Length(header.length).into());
-        }
-        let mut data = vec![0; header.length as usize];
-        stream.read_exact(&mut data).await?;
-        let answer = answer(header.code, &data, client, exports)?;
+        let Some(left) = budget.checked_sub(header.length.into()) else {
+            stream.write_all(&session.option(header.code, None).bytes).await?;
+            return Err(HandshakeError::TooMuchData);
+        };
+        budget = left;
+        let data = option_data(stream, header.length).await?;
+        let answer = if *stop.borrow() == Signal::End {
+            session.shut_down(header.code)
+        } else {
+            session.option(header.code, data.as_deref())
+        };
         stream.write_all(&answer.bytes).await?;
-        if let Some(outcome) = answer.then {
-            return Ok(outcome);
-        }
+        session = match answer.then {
+            Then::GoOn(session) => session,
+            Then::Transmit(export, agreed) => return Ok(Outcome::Transmit(export, agreed)),
+            Then::Over => return Ok(Outcome::Over),
+            Then::HangUp(fault) => return Err(fault.into()),
+        };
     }
     Err(HandshakeError::TooManyOptions)
 }
 
-/// What to send, and whether that ends the handshake.
-struct Answer {
-    bytes: Vec<u8>,
-    then: Option<Outcome>,
+/// An option's data; `None` if it was too long, and is thrown away.
+async fn option_data<S: AsyncRead + Unpin>(stream: &mut S, length: u32) -> io::Result<Option<Vec<u8>>> {
+    if length <= MAX_OPTION_LENGTH {
+        let mut data = vec![0; length as usize];
+        stream.read_exact(&mut data).await?;
+        return Ok(Some(data));
+    }
+    let thrown = tokio::io::copy(&mut stream.take(length.into()), &mut tokio::io::sink()).await?;
+    if thrown < length.into() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(None) }
 }
 
-impl Answer {
-    fn and_go_on(bytes: Vec<u8>) -> Self {
-        Self { bytes, then: None }
-    }
-}
-
-fn answer(
-    code: OptionCode,
-    data: &[u8],
-    client: ClientFlags,
-    exports: &Exports,
-) -> Result<Answer, HandshakeError> {
-    Ok(match code {
-        OptionCode::EXPORT_NAME => {
-            let name = String::from_utf8_lossy(data);
-            let Some(export) = exports.find(&name) else {
-                return Err(HandshakeError::NoSuchExport(name.into_owned()));
-            };
-            let reply = ExportReply { size: export.device.size(), flags: export.flags() };
-            let then = Outcome::Transmit(export.clone(), Agreed::default());
-            Answer { bytes: reply.encode(client), then: Some(then) }
-        }
-        OptionCode::ABORT => Answer { bytes: OptionReply::ACK.encode(code, b""), then: Some(Outcome::Over) },
-        OptionCode::LIST if !data.is_empty() => {
-            Answer::and_go_on(OptionReply::ERR_INVALID.encode(code, b"NBD_OPT_LIST takes no data"))
-        }
-        OptionCode::LIST => {
-            let entries = exports.iter().map(|export| server_entry(&export.name, &export.description));
-            let mut replies: Vec<u8> =
-                entries.flat_map(|entry| OptionReply::SERVER.encode(code, &entry)).collect();
-            replies.extend(OptionReply::ACK.encode(code, b""));
-            Answer::and_go_on(replies)
-        }
-        OptionCode::INFO | OptionCode::GO => describe(code, data, exports),
-        _ => Answer::and_go_on(OptionReply::ERR_UNSUP.encode(code, b"option not supported")),
-    })
-}
-
-/// NBD_OPT_INFO and NBD_OPT_GO.
-fn describe(code: OptionCode, data: &[u8], exports: &Exports) -> Answer {
-    let Ok(request) = InfoRequest::decode(data) else {
-        return Answer::and_go_on(OptionReply::ERR_INVALID.encode(code, b"malformed option"));
-    };
-    let Some(export) = exports.find(&request.name) else {
-        return Answer::and_go_on(OptionReply::ERR_UNKNOWN.encode(code, b"no such export"));
-    };
-    let device = &export.device;
-    let mut infos = vec![
-        export_info(device.size(), export.flags()),
-        // Any byte range is served, so the smallest block is one byte.
-        block_size_info(1, device.features().preferred_block, MAX_PAYLOAD),
-    ];
-    if request.wanted.contains(&InfoType::NAME) {
-        infos.push(text_info(InfoType::NAME, &export.name));
-    }
-    if request.wanted.contains(&InfoType::DESCRIPTION) && !export.description.is_empty() {
-        infos.push(text_info(InfoType::DESCRIPTION, &export.description));
-    }
-    let mut bytes: Vec<u8> = infos.iter().flat_map(|info| OptionReply::INFO.encode(code, info)).collect();
-    bytes.extend(OptionReply::ACK.encode(code, b""));
-    let then = (code == OptionCode::GO).then(|| Outcome::Transmit(export.clone(), Agreed::default()));
-    Answer { bytes, then }
-}
+#[cfg(test)]
+mod tests;

@@ -1,16 +1,25 @@
 //! "Handshake phase", fixed newstyle.
 
+mod context;
+mod export;
+
+pub use context::{ALLOCATION, ALLOCATION_CONTEXT, ContextRequest, context_entry};
+pub use export::{
+    ExportReply, InfoRequest, InfoType, TransmissionFlags, block_size_info, export_info, server_entry,
+    text_info,
+};
+
 use super::{WireError, take};
 
 const NBDMAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
 const IHAVEOPT: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
-/// Longest option data that is read: a name and a query list of the longest strings the protocol allows
+/// Longest option data that is kept: a name and a query list of the longest strings the protocol allows
 /// (4096 bytes each), and room to spare.
 pub const MAX_OPTION_LENGTH: u32 = 64 * 1024;
 /// "Strings": at most 4096 bytes.
-const MAX_STRING: usize = 4096;
+pub const MAX_STRING: usize = 4096;
 
 /// NBD_FLAG_FIXED_NEWSTYLE and NBD_FLAG_NO_ZEROES.
 pub const HANDSHAKE_FLAGS: u16 = 0b11;
@@ -74,10 +83,20 @@ codes! {
         ABORT = 2,
         /// List the exports.
         LIST = 3,
+        /// Go on under TLS.
+        STARTTLS = 5,
         /// Describe an export.
         INFO = 6,
         /// Describe an export and begin.
         GO = 7,
+        /// Structured replies in transmission.
+        STRUCTURED_REPLY = 8,
+        /// Name the metadata contexts of an export.
+        LIST_META_CONTEXT = 9,
+        /// Select metadata contexts of an export.
+        SET_META_CONTEXT = 10,
+        /// Extended requests and replies in transmission (the extension of that name).
+        EXTENDED_HEADERS = 11,
     }
 }
 
@@ -90,30 +109,24 @@ codes! {
         SERVER = 2,
         /// One piece of information on an export.
         INFO = 3,
+        /// One metadata context.
+        META_CONTEXT = 4,
         /// The option is not known.
         ERR_UNSUP = 1 << 31 | 1,
-        /// The option's data makes no sense.
+        /// The option is known, and not allowed here.
+        ERR_POLICY = 1 << 31 | 2,
+        /// The option's data makes no sense, or the option does not at this point.
         ERR_INVALID = 1 << 31 | 3,
+        /// Nothing goes without TLS.
+        ERR_TLS_REQD = 1 << 31 | 5,
         /// There is no such export.
         ERR_UNKNOWN = 1 << 31 | 6,
         /// The server is about to end.
         ERR_SHUTDOWN = 1 << 31 | 7,
         /// The option's data is too long.
         ERR_TOO_BIG = 1 << 31 | 9,
-    }
-}
-
-codes! {
-    /// "NBD_REP_INFO" information types.
-    InfoType(u16) {
-        /// Size and transmission flags.
-        EXPORT = 0,
-        /// Canonical name.
-        NAME = 1,
-        /// Text for people.
-        DESCRIPTION = 2,
-        /// Block size constraints.
-        BLOCK_SIZE = 3,
+        /// Extended headers are agreed on, and the option makes no sense with them (the extension of that name).
+        ERR_EXT_HEADER_REQD = 1 << 31 | 10,
     }
 }
 
@@ -130,6 +143,18 @@ impl OptionReply {
         bytes.extend_from_slice(data);
         bytes
     }
+}
+
+/// Takes a string that stands behind its length ("Strings": UTF-8, at most 4096 bytes, no NUL).
+fn text(data: &mut &[u8]) -> Result<String, WireError> {
+    let length = u32::from_be_bytes(take(data)?) as usize;
+    if length > MAX_STRING {
+        return Err(WireError::Malformed);
+    }
+    let (text, rest) = data.split_at_checked(length).ok_or(WireError::Malformed)?;
+    *data = rest;
+    let text = str::from_utf8(text).map_err(|_| WireError::Malformed)?;
+    if text.contains('\0') { Err(WireError::Malformed) } else { Ok(text.into()) }
 }
 
 /// What stands before each option's data.
@@ -161,106 +186,6 @@ impl OptionHeader {
     }
 }
 
-/// Data of NBD_OPT_INFO and NBD_OPT_GO.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InfoRequest {
-    /// The export's name; empty for the default one.
-    pub name: String,
-    /// What the client wants to know besides [`InfoType::EXPORT`]; unknown types are to be ignored.
-    pub wanted: Vec<InfoType>,
-}
-
-impl InfoRequest {
-    /// Reads: 32 bits name length, name, 16 bits count, that many 16-bit types.
-    ///
-    /// # Errors
-    /// [`WireError::Malformed`] for lengths that do not fit, a name over 4096 bytes, or one that is not UTF-8.
-    pub fn decode(mut data: &[u8]) -> Result<Self, WireError> {
-        let length = u32::from_be_bytes(take(&mut data)?) as usize;
-        if length > MAX_STRING {
-            return Err(WireError::Malformed);
-        }
-        let (name, mut data) = data.split_at_checked(length).ok_or(WireError::Malformed)?;
-        let name = String::from_utf8(name.to_vec()).map_err(|_| WireError::Malformed)?;
-        let count = u16::from_be_bytes(take(&mut data)?);
-        let wanted = (0..count)
-            .map(|_| Ok(InfoType(u16::from_be_bytes(take(&mut data)?))))
-            .collect::<Result<_, _>>()?;
-        if data.is_empty() { Ok(Self { name, wanted }) } else { Err(WireError::Malformed) }
-    }
-}
-
-/// "Transmission flags".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TransmissionFlags(pub u16);
-
-impl TransmissionFlags {
-    /// The field is valid.
-    pub const HAS_FLAGS: Self = Self(1 << 0);
-    /// The export is read-only.
-    pub const READ_ONLY: Self = Self(1 << 1);
-    /// NBD_CMD_FLUSH is served.
-    pub const SEND_FLUSH: Self = Self(1 << 2);
-    /// NBD_CMD_FLAG_FUA is served.
-    pub const SEND_FUA: Self = Self(1 << 3);
-    /// NBD_CMD_TRIM is served.
-    pub const SEND_TRIM: Self = Self(1 << 5);
-    /// NBD_CMD_WRITE_ZEROES is served.
-    pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
-    /// Several connections see each other's writes and flush for each other.
-    pub const CAN_MULTI_CONN: Self = Self(1 << 8);
-    /// NBD_CMD_CACHE is served.
-    pub const SEND_CACHE: Self = Self(1 << 10);
-    /// NBD_CMD_FLAG_FAST_ZERO is served.
-    pub const SEND_FAST_ZERO: Self = Self(1 << 11);
-
-    /// Both sets.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-/// Answer to NBD_OPT_EXPORT_NAME, which has no header.
-pub struct ExportReply {
-    /// Bytes in the export.
-    pub size: u64,
-    /// What it can do.
-    pub flags: TransmissionFlags,
-}
-
-impl ExportReply {
-    /// With the 124 zero bytes unless both sides agreed to leave them out.
-    pub fn encode(&self, client: ClientFlags) -> Vec<u8> {
-        let mut bytes = self.size.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&self.flags.0.to_be_bytes());
-        bytes.resize(bytes.len() + if client.no_zeroes { 0 } else { 124 }, 0);
-        bytes
-    }
-}
-
-/// Data of an NBD_INFO_EXPORT reply.
-pub fn export_info(size: u64, flags: TransmissionFlags) -> Vec<u8> {
-    [&InfoType::EXPORT.0.to_be_bytes()[..], &size.to_be_bytes(), &flags.0.to_be_bytes()].concat()
-}
-
-/// Data of an NBD_INFO_BLOCK_SIZE reply: smallest, preferred and largest request in bytes.
-pub fn block_size_info(minimum: u32, preferred: u32, maximum: u32) -> Vec<u8> {
-    let sizes = [minimum, preferred, maximum].map(u32::to_be_bytes).concat();
-    [&InfoType::BLOCK_SIZE.0.to_be_bytes()[..], &sizes].concat()
-}
-
-/// Data of an NBD_INFO_NAME or NBD_INFO_DESCRIPTION reply.
-pub fn text_info(kind: InfoType, text: &str) -> Vec<u8> {
-    [&kind.0.to_be_bytes()[..], text.as_bytes()].concat()
-}
-
-/// Data of an NBD_REP_SERVER reply: an export's name and description.
-pub fn server_entry(name: &str, description: &str) -> Vec<u8> {
-    let length = u32::try_from(name.len()).unwrap_or(u32::MAX).to_be_bytes();
-    [&length[..], name.as_bytes(), description.as_bytes()].concat()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -284,23 +209,10 @@ mod tests {
         assert_eq!(ClientFlags::decode([0, 0, 0, 4]), Err(WireError::ClientFlags(4)));
     }
 
-    #[test]
-    fn info_requests() {
-        let good = b"\0\0\0\x03vol\0\x02\0\x03\0\x63";
-        let request = InfoRequest { name: "vol".into(), wanted: vec![InfoType::BLOCK_SIZE, InfoType(0x63)] };
-        assert_eq!(InfoRequest::decode(good), Ok(request));
-        for length in 0..good.len() {
-            assert_eq!(InfoRequest::decode(&good[..length]), Err(WireError::Malformed), "{length} bytes");
-        }
-        assert_eq!(InfoRequest::decode(b"\0\0\0\0\0\0x"), Err(WireError::Malformed));
-        assert_eq!(InfoRequest::decode(b"\0\0\0\x01\xff\0\0"), Err(WireError::Malformed));
-        assert_eq!(InfoRequest::decode(b"\xff\xff\xff\xff"), Err(WireError::Malformed));
-    }
-
     proptest! {
         #[test]
         fn no_bytes_make_the_parsers_panic(data in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = InfoRequest::decode(&data);
+            let _ = (InfoRequest::decode(&data), ContextRequest::decode(&data));
             if let Some(header) = data.first_chunk() {
                 let _ = OptionHeader::decode(*header);
             }
