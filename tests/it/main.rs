@@ -39,6 +39,7 @@ mod secrets;
 mod support;
 mod tampering;
 mod together;
+mod transports;
 mod volume_life;
 mod whole_life;
 mod wrong_clients;
