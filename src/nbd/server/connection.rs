@@ -72,9 +72,13 @@ enum Hangup {
 }
 
 impl Connection {
-    pub(super) fn new(client: HandedConnection, export: Arc<Export>, pause: Option<Arc<Pause>>) -> Self {
-        let HandedConnection { socket, told } = client;
-        let link = Arc::new(Link::Plain(socket));
+    pub(super) fn new(
+        link: Link,
+        told: ConnectionDescription,
+        export: Arc<Export>,
+        pause: Option<Arc<Pause>>,
+    ) -> Self {
+        let link = Arc::new(link);
         let incoming = Incoming::new(link.clone(), pause);
         let receiving = Mutex::new(Receiver { incoming, state: State::Open });
         let (draining, cut) = (AtomicBool::new(false), AtomicBool::new(false));

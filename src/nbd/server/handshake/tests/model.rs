@@ -127,7 +127,7 @@ proptest! {
     fn every_option_has_its_answer_and_no_more(options in prop::collection::vec(asked(), 1..30)) {
         let exports = exports();
         let mut model = Model { replies: Replies::Simple, selected: None };
-        let mut session = Session::new(&exports, ClientFlags { no_zeroes: true });
+        let mut session = Session::new(&exports, CLIENT, TlsMode::Off);
         for asked in options {
             let (code, data) = asked.encode();
             let answer = session.option(code, data.as_deref());
@@ -155,6 +155,8 @@ proptest! {
                     prop_assert_eq!(agreed.replies, model.replies);
                     return Ok(());
                 }
+                // TLS is not configured.
+                (Then::StartTls(_), _) => return Err(TestCaseError::fail("TLS begins")),
                 (Then::Over, Asked::Abort | Asked::Noise(2, _)) => return Ok(()),
                 (Then::HangUp(_), Asked::ExportName(_) | Asked::Noise(1, _)) => return Ok(()),
                 _ => return Err(TestCaseError::fail(format!("{asked:?} ended the session"))),
