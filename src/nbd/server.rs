@@ -11,16 +11,23 @@
 //! [`Handed`]; a successor that is given them goes on where this server stopped, and no client notices.
 
 mod admission;
+mod buffers;
 mod connection;
+mod crew;
 mod exports;
 mod handover;
 mod handshake;
 mod incoming;
 mod link;
 mod listen;
+mod overseer;
+mod read;
+mod receiver;
+mod reply;
 mod request;
 mod socket;
 mod tls;
+mod worker;
 
 use std::collections::HashMap;
 use std::io;
@@ -43,6 +50,7 @@ use self::admission::{Admission, Admitted};
 use self::connection::Connection;
 use self::incoming::Pause;
 use self::link::Link;
+use self::overseer::Overseer;
 use self::socket::Stream;
 
 /// At a hand-over, for clients that have not chosen their export yet; then they are cut.
@@ -108,12 +116,20 @@ pub async fn serve(
     mut stop: watch::Receiver<Signal>,
 ) -> Served {
     let (done, all_done) = mpsc::channel(1);
+    let overseer = Arc::new(Overseer::default());
+    // It ends with this set, and holds on to nothing.
+    let mut overseeing = JoinSet::new();
+    overseeing.spawn({
+        let overseer = overseer.clone();
+        async move { overseer.run().await }
+    });
     let shared = Arc::new(Shared {
         exports,
         tls,
         limits,
         admission: Admission::new(&limits),
         pause: if limits.restartable { pause() } else { None },
+        overseer,
         live: Mutex::new(Table { live: HashMap::new(), count: resumed.earlier() }),
         done,
     });
@@ -199,6 +215,7 @@ struct Shared {
     limits: Limits,
     admission: Admission,
     pause: Option<Arc<Pause>>,
+    overseer: Arc<Overseer>,
     live: Mutex<Table>,
     done: mpsc::Sender<()>,
 }
@@ -298,7 +315,7 @@ fn transmit(
     shared: &Arc<Shared>,
     admitted: Admitted,
 ) -> io::Result<()> {
-    let connection = Connection::new(link, told, export, shared.pause.clone());
+    let connection = Connection::new(link, told, export, shared.pause.clone(), shared.overseer.clone());
     let connection = Arc::new(connection);
     let number = {
         let mut table = shared.table();
@@ -315,7 +332,7 @@ fn transmit(
         _admitted: admitted,
         _done: shared.done.clone(),
     };
-    connection::start(&connection, registration)
+    connection::start(&connection, Arc::new(registration))
 }
 
 /// What the server keeps of a connection; dropped when its last thread ends.

@@ -1,0 +1,283 @@
+//! Memory for the data of requests in flight, within bounds.
+//!
+//! A connection borrows a buffer for every request that moves data and gives it back with the reply, so that what
+//! it holds is what its client has in flight. [`CONNECTION`] is the most; whoever wants to receive then waits for
+//! an earlier request to be done, which holds up this client and nobody else. Beyond [`GUARANTEED`] the bytes come
+//! from an [`Allowance`] that all connections share. Where it is used up, a connection goes on with what is
+//! guaranteed to it: clients that leave their replies unread slow others down, and never stop them.
+//!
+//! Buffers that are given back are kept for the next request, as long as requests keep coming. They have held
+//! plaintext, so they are wiped before their memory goes anywhere else.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use zeroize::Zeroizing;
+
+/// Bytes that move in one piece; the largest buffer.
+pub(super) const PIECE: usize = 1 << 20;
+/// The smallest buffer.
+pub(super) const SMALL: usize = 16 << 10;
+/// Sizes of buffers: most requests are either as small as a page, or as large as a kernel sends them by default.
+const SIZES: [usize; 3] = [SMALL, 128 << 10, PIECE];
+/// Most bytes of a connection: 128 requests of 128 KiB, or 16 that move whole pieces.
+const CONNECTION: usize = 16 << 20;
+/// Bytes that a connection always gets: one buffer of any size.
+const GUARANTEED: usize = PIECE;
+/// Bytes of all connections together, [`GUARANTEED`] of each left out.
+const SHARED: usize = 256 << 20;
+
+/// What connections may take beyond the guaranteed buffer.
+pub(super) struct Allowance {
+    left: AtomicUsize,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { left: AtomicUsize::new(SHARED) }
+    }
+}
+
+impl Allowance {
+    fn take(&self, bytes: usize) -> bool {
+        let take = |left: usize| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The buffers of a connection.
+pub(super) struct Pool {
+    allowance: Arc<Allowance>,
+    shelf: Mutex<Shelf>,
+    returned: Condvar,
+}
+
+type Bytes = Zeroizing<Box<[u8]>>;
+
+#[derive(Default)]
+struct Shelf {
+    /// Buffers that nobody uses, by size.
+    free: [Vec<Bytes>; SIZES.len()],
+    /// Bytes of all buffers, free or borrowed.
+    held: usize,
+    waiting: bool,
+}
+
+/// A buffer for as long as it is needed. What it holds at first is unspecified, and nobody else's.
+pub(super) struct Buffer<'a> {
+    pool: &'a Pool,
+    class: usize,
+    bytes: Bytes,
+    length: usize,
+}
+
+impl Pool {
+    pub(super) fn new(allowance: Arc<Allowance>) -> Self {
+        Self { allowance, shelf: Mutex::default(), returned: Condvar::new() }
+    }
+
+    /// `length` bytes, at most [`PIECE`]; waits until the connection may have as many.
+    ///
+    /// One thread at a time may call this, and no thread that has a buffer already.
+    pub(super) fn borrow(&self, length: usize) -> Buffer<'_> {
+        debug_assert!(length <= PIECE);
+        let class = SIZES.iter().position(|size| length <= *size).unwrap_or(SIZES.len() - 1);
+        let mut shelf = self.shelf();
+        let bytes = loop {
+            if let Some(bytes) = shelf.free[class].pop() {
+                break bytes;
+            }
+            if self.charge(&mut shelf, SIZES[class]) {
+                drop(shelf);
+                break Zeroizing::new(vec![0; SIZES[class]].into_boxed_slice());
+            }
+            if !self.drop_free(&mut shelf, 0) {
+                shelf.waiting = true;
+                shelf = self.returned.wait(shelf).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        Buffer { pool: self, class, bytes, length }
+    }
+
+    /// Frees what nobody uses, but for one buffer at most.
+    pub(super) fn trim(&self) {
+        self.drop_free(&mut self.shelf(), 1);
+    }
+
+    /// Bytes of all buffers, those that nobody uses included.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.shelf().held
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a new buffer of `size` bytes, if there may be one.
+    fn charge(&self, shelf: &mut Shelf, size: usize) -> bool {
+        let then = shelf.held + size;
+        let fits = then <= CONNECTION && self.allowance.take(beyond(then) - beyond(shelf.held));
+        if fits {
+            shelf.held = then;
+        }
+        fits
+    }
+
+    /// Frees all but `kept` of the buffers that nobody uses; false if there was nothing to free.
+    fn drop_free(&self, shelf: &mut Shelf, kept: usize) -> bool {
+        let mut excess = shelf.free.iter().map(Vec::len).sum::<usize>().saturating_sub(kept);
+        let some = excess > 0;
+        // The largest first.
+        for (size, free) in SIZES.iter().zip(&mut shelf.free).rev() {
+            let going = excess.min(free.len());
+            excess -= going;
+            free.truncate(free.len() - going);
+            let left = shelf.held - size * going;
+            self.allowance.give_back(beyond(shelf.held) - beyond(left));
+            shelf.held = left;
+        }
+        some
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.drop_free(&mut self.shelf(), 0);
+    }
+}
+
+/// Bytes that count against the allowance.
+fn beyond(held: usize) -> usize {
+    held.saturating_sub(GUARANTEED)
+}
+
+impl Deref for Buffer<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl DerefMut for Buffer<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.length]
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        let mut shelf = self.pool.shelf();
+        shelf.free[self.class].push(std::mem::take(&mut self.bytes));
+        if std::mem::take(&mut shelf.waiting) {
+            drop(shelf);
+            self.pool.returned.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn left(allowance: &Allowance) -> usize {
+        allowance.left.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_buffer_is_as_long_as_asked_for_and_is_used_again() {
+        let pool = Pool::new(Arc::default());
+        for length in [0, 1, SMALL, SMALL + 1, PIECE] {
+            assert_eq!(pool.borrow(length).len(), length);
+        }
+        let held = pool.shelf().held;
+        for length in [0, 1, SMALL, SMALL + 1, PIECE] {
+            assert_eq!(pool.borrow(length).len(), length);
+        }
+        assert_eq!(pool.shelf().held, held);
+        pool.trim();
+        assert_eq!(pool.shelf().held, SMALL, "one is kept, the smallest");
+    }
+
+    #[test]
+    fn a_connection_that_has_all_it_may_have_waits_for_its_own() {
+        let pool = Pool::new(Arc::default());
+        let mut all: Vec<_> = (0..CONNECTION / PIECE).map(|_| pool.borrow(PIECE)).collect();
+        let (sender, receiver) = mpsc::channel();
+        std::thread::scope(|threads| {
+            threads.spawn(|| sender.send(pool.borrow(1).len()).unwrap());
+            assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
+            // Of another size: it is freed to make room.
+            all.pop();
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Ok(1));
+        });
+    }
+
+    #[test]
+    fn one_connection_gets_its_buffer_whatever_others_hold() {
+        let allowance = Arc::new(Allowance::default());
+        let greedy: Vec<_> =
+            (0..SHARED / (CONNECTION - GUARANTEED) + 2).map(|_| Pool::new(allowance.clone())).collect();
+        let mut held = Vec::new();
+        for pool in &greedy {
+            for _ in 0..CONNECTION / PIECE {
+                let shelf = pool.shelf();
+                let another = beyond(shelf.held + PIECE) - beyond(shelf.held);
+                drop(shelf);
+                if another <= left(&allowance) {
+                    held.push(pool.borrow(PIECE));
+                }
+            }
+        }
+        assert_eq!(left(&allowance), 0, "the shared bytes are gone");
+        let modest = Pool::new(allowance.clone());
+        for length in [SMALL, PIECE, SMALL + 1, 1, PIECE] {
+            drop(modest.borrow(length));
+        }
+        assert!(modest.shelf().held <= GUARANTEED);
+        drop(held);
+        drop(greedy);
+        drop(modest);
+        assert_eq!(left(&allowance), SHARED, "all of it is back");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_held_and_what_is_left_add_up(
+            steps in prop::collection::vec((0..2_usize, 0..=PIECE, any::<bool>()), 1..80),
+        ) {
+            let allowance = Arc::new(Allowance::default());
+            let pools = [Pool::new(allowance.clone()), Pool::new(allowance.clone())];
+            let mut borrowed: [Vec<Buffer<'_>>; 2] = Default::default();
+            for (which, length, give_back) in steps {
+                if give_back {
+                    borrowed[which].pop();
+                } else if pools[which].shelf().held + PIECE <= CONNECTION {
+                    borrowed[which].push(pools[which].borrow(length));
+                } else {
+                    pools[which].trim();
+                }
+                let counted: usize = pools.iter().map(|pool| beyond(pool.shelf().held)).sum();
+                prop_assert_eq!(SHARED - left(&allowance), counted);
+                for (pool, borrowed) in pools.iter().zip(&borrowed) {
+                    let used: usize = borrowed.iter().map(|buffer| buffer.bytes.len()).sum();
+                    let shelf = pool.shelf();
+                    let free: usize = shelf.free.iter().flatten().map(|bytes| bytes.len()).sum();
+                    prop_assert_eq!(shelf.held, used + free);
+                    prop_assert!(shelf.held <= CONNECTION);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The threads of a connection: who has the turn to receive, and how many there have to be.
+//!
+//! One thread at a time has the turn, and with it what is received from. A thread that has a request passes the
+//! turn on and serves. So a connection has enough threads as long as there is one left to take the turn, and while
+//! there is, nothing here costs more than a lock that is held for a few instructions.
+//!
+//! A connection begins with one thread, for most are idle. Up to [`STEADY`] are added at once when the turn is
+//! passed on and nobody is there to take it; that many keep two cores busy with copying and ciphering. More are of
+//! use only when those are stuck, in a slow device, say, and that shows in nothing being received for a while:
+//! then [`Crew::look`], which is called now and then, asks for as many again, up to [`MOST`]. It also sends home
+//! the threads that have not been needed since it was called last.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Threads that a busy connection keeps.
+pub(super) const STEADY: usize = 4;
+/// Threads that a connection has at most: as many requests are in flight, and one more is received.
+pub(super) const MOST: usize = 129;
+
+pub(super) struct Crew<T> {
+    state: Mutex<State<T>>,
+    passed: Condvar,
+}
+
+struct State<T> {
+    /// Here while nobody has the turn.
+    turn: Option<T>,
+    threads: usize,
+    /// Threads that wait for the turn.
+    waiting: usize,
+    /// Of those, how many are to end.
+    dismissed: usize,
+    /// The fewest that waited when the turn was passed on, since the last [`Look::Window`].
+    spare: usize,
+    /// How often the turn was passed on.
+    passes: u64,
+    /// The same when [`Crew::look`] was called last, and at the last [`Look::Window`].
+    seen: (u64, u64),
+}
+
+/// How closely to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Whether there are enough threads.
+    Glance,
+    /// Also whether there are too many: at longer intervals, so that a pause between two requests ends none.
+    Window,
+}
+
+/// What was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Threads are at work, and there are enough.
+    Busy,
+    /// All threads are at work and have been for a while: this many more would be of use.
+    Stuck(usize),
+    /// Requests are in flight, but none has come since the last [`Look::Window`].
+    Quiet,
+    /// No request is in flight; with [`Look::Window`], none has come since the last one either, and all threads
+    /// but the one that waits for one are sent home.
+    Idle,
+}
+
+/// The turn. Dropped, it is passed on, even by a thread that panics.
+pub(super) struct Turn<'a, T> {
+    crew: &'a Crew<T>,
+    held: Option<T>,
+}
+
+impl<T> Crew<T> {
+    /// No threads yet; the turn is free.
+    pub(super) fn new(turn: T) -> Self {
+        let state = State {
+            turn: Some(turn),
+            threads: 0,
+            waiting: 0,
+            dismissed: 0,
+            spare: usize::MAX,
+            passes: 0,
+            seen: (0, 0),
+        };
+        Self { state: Mutex::new(state), passed: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a thread that is about to start; false if there are enough.
+    pub(super) fn join(&self) -> bool {
+        let mut state = self.state();
+        let joins = state.threads < MOST;
+        state.threads += usize::from(joins);
+        joins
+    }
+
+    /// A thread that has joined ends, or has not started after all.
+    pub(super) fn leave(&self) {
+        self.state().threads -= 1;
+        // If it was dismissed, or has met the end of it all, the next one has to learn of it as well.
+        self.passed.notify_one();
+    }
+
+    /// Waits for the turn; `None` for a thread that is not needed any more, and has left by that.
+    pub(super) fn wait(&self) -> Option<Turn<'_, T>> {
+        let mut state = self.state();
+        loop {
+            if state.dismissed > 0 {
+                state.dismissed -= 1;
+                // Here rather than later: nobody may count on it from now on.
+                state.threads -= 1;
+                return None;
+            }
+            if let Some(held) = state.turn.take() {
+                return Some(Turn { crew: self, held: Some(held) });
+            }
+            state.waiting += 1;
+            state = self.passed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+    }
+
+    /// What is received from, for whoever comes after the last thread; `None` if a thread has it.
+    pub(super) fn dismiss(&self) -> Option<T> {
+        self.state().turn.take()
+    }
+
+    /// Calls `view` on what is received from; `None` if a thread has it.
+    pub(super) fn view<R>(&self, view: impl FnOnce(&T) -> R) -> Option<R> {
+        self.state().turn.as_ref().map(view)
+    }
+
+    /// Threads that have joined and not left.
+    pub(super) fn threads(&self) -> usize {
+        self.state().threads
+    }
+
+    /// Looks whether there are as many threads as there have to be.
+    pub(super) fn look(&self, closely: Look) -> Seen {
+        let mut state = self.state();
+        let (glance, window) = state.seen;
+        let receives = state.turn.is_none();
+        let at_work = state.threads.saturating_sub(state.waiting + usize::from(receives));
+        state.seen.0 = state.passes;
+        if closely == Look::Window {
+            state.seen.1 = state.passes;
+            let spare = std::mem::replace(&mut state.spare, usize::MAX).min(state.waiting);
+            let quiet = window == state.passes;
+            let idle = quiet && at_work == 0;
+            let kept = if idle { 1 } else { STEADY };
+            state.dismissed = spare.min(state.threads.saturating_sub(kept));
+            if state.dismissed > 0 {
+                self.passed.notify_all();
+            }
+            return match (idle, quiet) {
+                (true, _) => Seen::Idle,
+                (_, true) => Seen::Quiet,
+                _ => Seen::Busy,
+            };
+        }
+        if at_work == 0 {
+            return Seen::Idle;
+        }
+        if receives || state.waiting > 0 || glance != state.passes {
+            return Seen::Busy;
+        }
+        Seen::Stuck(state.threads.min(MOST - state.threads))
+    }
+}
+
+impl<T> Turn<'_, T> {
+    /// Passes the turn on; true if a thread should be added, which has joined already.
+    pub(super) fn pass(mut self) -> bool {
+        self.hand_back()
+    }
+
+    fn hand_back(&mut self) -> bool {
+        let Some(held) = self.held.take() else { return false };
+        let mut state = self.crew.state();
+        state.turn = Some(held);
+        state.passes += 1;
+        let free = state.waiting - state.dismissed.min(state.waiting);
+        state.spare = state.spare.min(free.saturating_sub(1));
+        let wanted = free == 0 && state.threads < STEADY;
+        state.threads += usize::from(wanted);
+        drop(state);
+        if free > 0 {
+            self.crew.passed.notify_one();
+        }
+        wanted
+    }
+}
+
+impl<T> Drop for Turn<'_, T> {
+    fn drop(&mut self) {
+        if self.hand_back() {
+            // Nobody will start it: the turn was not passed on for a request.
+            self.crew.leave();
+        }
+    }
+}
+
+impl<T> Deref for Turn<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match &self.held {
+            Some(held) => held,
+            None => unreachable!("it is taken out only where the turn itself ends"),
+        }
+    }
+}
+
+impl<T> DerefMut for Turn<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match &mut self.held {
+            Some(held) => held,
+            None => unreachable!("it is taken out only where the turn itself ends"),
+        }
+    }
+}

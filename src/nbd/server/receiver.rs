@@ -1,0 +1,187 @@
+//! The receiving side of a connection: one request after the other off the stream, with its payload and a verdict.
+
+use super::Replies;
+use super::buffers::{Buffer, PIECE, SMALL};
+use super::connection::Connection;
+use super::incoming::{Incoming, Next};
+use super::read::pieces;
+use super::reply::Hangup;
+use super::request::nbd_error;
+use crate::nbd::wire::{
+    Command, CommandFlags, EXTENDED_REQUEST_LENGTH, MAX_PAYLOAD, NbdError, REQUEST_LENGTH, Request,
+    StatusFilter,
+};
+
+/// What a thread with the turn to receive works on.
+pub(super) struct Receiver {
+    incoming: Incoming,
+    replies: Replies,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Requests are received.
+    Open,
+    /// After NBD_CMD_DISC, the end of the stream or garbage: no more requests.
+    Over,
+    /// The next request is still in the socket, for a successor.
+    Paused,
+}
+
+/// What is left to do for a request that has been received.
+pub(super) enum Job<'a> {
+    /// Answer it: it was refused, or was dealt with while its data came in.
+    Answer(Result<(), NbdError>),
+    /// Read into the buffer, a piece at a time, and send.
+    Read(Buffer<'a>),
+    /// Write what the buffer holds.
+    Write(Buffer<'a>),
+    /// Describe extents; the buffer is for the descriptors.
+    Status(Buffer<'a>),
+    /// Anything that moves no data.
+    Perform,
+}
+
+impl Receiver {
+    pub(super) fn new(incoming: Incoming, replies: Replies) -> Self {
+        Self { incoming, replies, state: State::Open }
+    }
+
+    /// Every request that was received has been passed on, and the next one can be received by a successor.
+    pub(super) fn is_paused(&self) -> bool {
+        self.state == State::Paused
+    }
+
+    /// Waits for a request and for its payload; `None` when there will be no more.
+    ///
+    /// # Errors
+    /// A [`Hangup`] if there will be no more for a reason that is not the client's wish.
+    pub(super) fn receive<'a>(
+        &mut self,
+        connection: &'a Connection,
+    ) -> Result<Option<(Request, Job<'a>)>, Hangup> {
+        if self.state != State::Open {
+            return Ok(None);
+        }
+        // Whoever fails here, or is told of the end, has met it for all threads.
+        self.state = State::Over;
+        let Some(mut request) = self.header()? else { return Ok(None) };
+        let job = match request.command {
+            Command::WRITE => self.receive_write(connection, &request)?,
+            _ => {
+                let payload = self.receive_payload(connection, &mut request)?;
+                match payload.and_then(|()| connection.judge(&request)) {
+                    Ok(()) => prepare(connection, &request),
+                    Err(error) => Job::Answer(Err(error)),
+                }
+            }
+        };
+        self.state = State::Open;
+        Ok(Some((request, job)))
+    }
+
+    /// The next request's header; `None` at the stream's orderly end, after NBD_CMD_DISC, and in a pause.
+    fn header(&mut self) -> Result<Option<Request>, Hangup> {
+        match self.incoming.next()? {
+            Next::Request => {}
+            Next::End => return Ok(None),
+            Next::Pause => {
+                self.state = State::Paused;
+                return Ok(None);
+            }
+        }
+        let request = if self.replies == Replies::Extended {
+            let mut header = [0; EXTENDED_REQUEST_LENGTH];
+            self.incoming.take(&mut header)?;
+            Request::decode_extended(&header)?
+        } else {
+            let mut header = [0; REQUEST_LENGTH];
+            self.incoming.take(&mut header)?;
+            Request::decode(&header)?
+        };
+        Ok((request.command != Command::DISC).then_some(request))
+    }
+
+    /// Takes a write's data off the stream, whether it is wanted or not. What is longer than a piece is written
+    /// as it comes. Extended writes without NBD_CMD_FLAG_PAYLOAD_LEN have a payload all the same.
+    fn receive_write<'a>(
+        &mut self,
+        connection: &'a Connection,
+        request: &Request,
+    ) -> Result<Job<'a>, Hangup> {
+        let payload = payload_length(request.length)?;
+        let mut outcome = connection.judge(request);
+        if outcome.is_err() {
+            self.skip(connection, payload)?;
+            return Ok(Job::Answer(outcome));
+        }
+        let mut buffer = connection.pool().borrow(payload.min(PIECE));
+        if payload <= PIECE {
+            self.incoming.take(&mut buffer)?;
+            return Ok(Job::Write(buffer));
+        }
+        let device = connection.device();
+        for (offset, length) in pieces(request) {
+            let piece = &mut buffer[..length];
+            self.incoming.take(piece)?;
+            if outcome.is_ok() {
+                outcome = device.write(offset, piece, false).map_err(nbd_error);
+            }
+        }
+        if outcome.is_ok() && request.flags.contains(CommandFlags::FUA) {
+            outcome = device.flush().map_err(nbd_error);
+        }
+        Ok(Job::Answer(outcome))
+    }
+
+    /// Takes the payload of an extended request that is no write off the stream ("NBD_CMD_FLAG_PAYLOAD_LEN").
+    /// A filter's range becomes the request's; any other payload is passed over, and an error.
+    fn receive_payload(
+        &mut self,
+        connection: &Connection,
+        request: &mut Request,
+    ) -> Result<Result<(), NbdError>, Hangup> {
+        if self.replies != Replies::Extended || !request.flags.contains(CommandFlags::PAYLOAD_LEN) {
+            return Ok(Ok(()));
+        }
+        let payload = payload_length(request.length)?;
+        if request.command != Command::BLOCK_STATUS || payload != StatusFilter::LENGTH {
+            self.skip(connection, payload)?;
+            return Ok(Err(NbdError::Invalid));
+        }
+        let mut bytes = [0; StatusFilter::LENGTH];
+        self.incoming.take(&mut bytes)?;
+        let filter = StatusFilter::decode(&bytes).map_err(|_| NbdError::Invalid);
+        Ok(filter.map(|filter| request.length = filter.length))
+    }
+
+    fn skip(&mut self, connection: &Connection, mut length: usize) -> Result<(), Hangup> {
+        let mut buffer = connection.pool().borrow(SMALL);
+        while length > 0 {
+            let piece = length.min(buffer.len());
+            self.incoming.take(&mut buffer[..piece])?;
+            length -= piece;
+        }
+        Ok(())
+    }
+}
+
+/// # Errors
+/// [`Hangup::Payload`] for one that is too long even to be passed over.
+fn payload_length(length: u64) -> Result<usize, Hangup> {
+    let fits = usize::try_from(length).ok().filter(|length| *length <= MAX_PAYLOAD as usize);
+    fits.ok_or(Hangup::Payload(length))
+}
+
+/// For a request that passed its check. Waits for the memory it needs, so that none is received without.
+fn prepare<'a>(connection: &'a Connection, request: &Request) -> Job<'a> {
+    let pool = connection.pool();
+    match request.command {
+        Command::READ => {
+            Job::Read(pool.borrow(usize::try_from(request.length).map_or(PIECE, |length| length.min(PIECE))))
+        }
+        Command::BLOCK_STATUS => Job::Status(pool.borrow(SMALL)),
+        _ => Job::Perform,
+    }
+}

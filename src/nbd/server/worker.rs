@@ -1,0 +1,111 @@
+//! One thread of a connection: receives a request when it has the turn, passes the turn on, serves and answers.
+
+use super::buffers::Buffer;
+use super::connection::Connection;
+use super::crew::Turn;
+use super::read;
+use super::receiver::{Job, Receiver};
+use super::reply::{Answered, DESCRIPTOR, Hangup, Pending};
+use super::request::{nbd_error, perform};
+use crate::block::{BlockDevice, Extents};
+use crate::nbd::wire::CommandFlags;
+
+pub(super) struct Worker<'a> {
+    connection: &'a Connection,
+    device: &'a dyn BlockDevice,
+    /// Of the request in hand; kept for the memory it has.
+    extents: Extents,
+}
+
+/// Why a thread ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// There will be no more requests.
+    Over,
+    /// Others are enough; it has left the crew already.
+    Dismissed,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(connection: &'a Connection) -> Self {
+        Self { connection, device: connection.device(), extents: Extents::default() }
+    }
+
+    /// Serves until there is nothing more to do. `recruit` starts another thread, which has joined already.
+    pub(super) fn run(mut self, recruit: impl Fn()) -> End {
+        while let Some(turn) = self.connection.crew().wait() {
+            let (pending, job) = match self.receive(turn, &recruit) {
+                Ok(Some(received)) => received,
+                Ok(None) => return End::Over,
+                Err(hangup) => {
+                    // No more requests; those that others are serving are still to be answered.
+                    tracing::debug!(reason = %hangup, "no more requests");
+                    return End::Over;
+                }
+            };
+            match self.serve(pending, job) {
+                Ok(Answered { .. }) => {}
+                Err(hangup) => {
+                    tracing::debug!(reason = %hangup, "connection ends");
+                    self.connection.cut();
+                    return End::Over;
+                }
+            }
+        }
+        End::Dismissed
+    }
+
+    fn receive(
+        &self,
+        mut turn: Turn<'_, Receiver>,
+        recruit: impl Fn(),
+    ) -> Result<Option<(Pending<'a>, Job<'a>)>, Hangup> {
+        let Some((request, job)) = turn.receive(self.connection)? else { return Ok(None) };
+        if turn.pass() {
+            recruit();
+        }
+        self.connection.overseer().stir();
+        Ok(Some((Pending::new(request, self.connection.outgoing()), job)))
+    }
+
+    fn serve(&mut self, pending: Pending<'_>, job: Job<'_>) -> Result<Answered, Hangup> {
+        match job {
+            Job::Answer(result) => pending.finish(result),
+            Job::Read(mut buffer) => read::answer(pending, self.device, &mut buffer, &mut self.extents),
+            Job::Write(mut buffer) => {
+                let request = pending.request();
+                let durable = request.flags.contains(CommandFlags::FUA);
+                let result = self.device.write(request.offset, &mut buffer, durable);
+                // Whoever waits for memory need not wait for this client to read as well.
+                drop(buffer);
+                pending.finish(result.map_err(nbd_error))
+            }
+            Job::Status(buffer) => self.describe(pending, buffer),
+            Job::Perform => {
+                let result = perform(pending.request(), self.device);
+                pending.finish(result)
+            }
+        }
+    }
+
+    /// NBD_CMD_BLOCK_STATUS: as many extents as the buffer has room for; the client asks again for the rest.
+    fn describe(&mut self, pending: Pending<'_>, mut room: Buffer<'_>) -> Result<Answered, Hangup> {
+        let request = *pending.request();
+        let one = request.flags.contains(CommandFlags::REQ_ONE);
+        let most = if one { 1 } else { room.len() / DESCRIPTOR };
+        let mut extents = Extents::default();
+        match self.device.status(request.offset, request.length, most, &mut extents) {
+            Ok(()) => pending.finish_status(extents.as_slice(), &mut room),
+            Err(error) => pending.finish(Err(nbd_error(error))),
+        }
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The request in hand will not be answered: its client must not wait for it.
+            self.connection.cut();
+        }
+    }
+}
