@@ -13,9 +13,9 @@ use crate::nbd::wire::{
 const CLIENT: ClientFlags = ClientFlags { no_zeroes: true };
 
 /// A device of which only the size is asked.
-struct Sized(u64);
+struct Fixed(u64);
 
-impl BlockDevice for Sized {
+impl BlockDevice for Fixed {
     fn size(&self) -> u64 {
         self.0
     }
@@ -60,13 +60,13 @@ fn exports() -> Exports {
     let one = Export {
         name: "one".into(),
         description: "the first".into(),
-        device: Arc::new(Sized(1 << 20)),
+        device: Arc::new(Fixed(1 << 20)),
         read_only: false,
     };
     let two = Export {
         name: "two".into(),
         description: String::new(),
-        device: Arc::new(Sized(2 << 20)),
+        device: Arc::new(Fixed(2 << 20)),
         read_only: true,
     };
     Exports::new(vec![one, two])
