@@ -17,6 +17,7 @@ mod preflight;
 mod record_file;
 mod run;
 mod signals;
+mod tls;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

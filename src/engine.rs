@@ -16,6 +16,7 @@ mod sweep;
 mod teardown;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use handover::{CLIENT, Handover, HandoverError, VERSION, resume};
 pub use record::{Ended, GrantEnd, Record, Step};
@@ -29,7 +30,7 @@ use crate::audit::AuditLog;
 use crate::descriptors::Named;
 use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout};
 use crate::kms::{GrantToken, KmsError, Provider};
-use crate::nbd::server::{Address, Limits, ListenError, Terms, Users};
+use crate::nbd::server::{Address, Limits, ListenError, Terms, Tls, TlsMode, Users};
 use crate::secret::SecretError;
 use crate::store::{Backing, StoreError};
 use crate::volume::Options;
@@ -84,6 +85,15 @@ pub struct Serving {
     pub users: Users,
     /// How much they may ask for; whether the volume is restartable is not read from here.
     pub limits: Limits,
+    /// TLS, if it is spoken.
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Serving {
+    /// Whether clients get nowhere without TLS.
+    fn is_secure(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.mode() == TlsMode::Require)
+    }
 }
 
 /// Where a volume's key comes from.

@@ -98,7 +98,7 @@ impl ClientOptions {
             connections_per_peer: number(self.max_connections_per_peer, default.connections_per_peer),
             ..default
         };
-        Ok(Serving { users: self.users()?, limits })
+        Ok(Serving { users: self.users()?, limits, tls: None })
     }
 
     fn users(&self) -> Result<Users, Failure> {

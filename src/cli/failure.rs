@@ -9,7 +9,7 @@ use crate::engine::{EngineError, HandoverError};
 use crate::envelope::EnvelopeError;
 use crate::geometry::GeometryError;
 use crate::kms::{ContextError, ErrorClass, KmsError};
-use crate::nbd::server::ListenError;
+use crate::nbd::server::{ListenError, TlsError};
 use crate::secret::SecretError;
 use crate::store::StoreError;
 
@@ -31,6 +31,9 @@ pub enum Failure {
     /// A running volume that was to be reached.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// TLS's files.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A KMS call.
     #[error(transparent)]
     Kms(#[from] KmsError),
@@ -72,6 +75,7 @@ impl Failure {
             Self::Engine(error) => engine_code(error),
             Self::Control(error) => control_code(error),
             Self::Kms(error) => kms_code(error.class),
+            Self::Tls(error) => tls_code(error),
             Self::File { .. } | Self::Audit(_) => 7,
             Self::Process { .. } | Self::Leftovers(_) | Self::Damaged(_) => 1,
         }
@@ -146,6 +150,17 @@ fn listen_code(error: &ListenError) -> u8 {
         | ListenError::Owner { .. }
         | ListenError::Inherited { .. }
         | ListenError::Io { .. } => 8,
+    }
+}
+
+fn tls_code(error: &TlsError) -> u8 {
+    match error {
+        TlsError::Read { .. }
+        | TlsError::NotPem { .. }
+        | TlsError::Pem { .. }
+        | TlsError::Missing { .. }
+        | TlsError::Unusable { .. }
+        | TlsError::Mismatch { .. } => 8,
     }
 }
 

@@ -22,6 +22,7 @@ use super::envelopes::open_envelope;
 use super::open_files::OpenFiles;
 use super::options::{KmsOptions, Switch, fall_back, layout};
 use super::record_file::RecordFile;
+use super::tls::TlsOptions;
 use super::{Failure, options};
 use crate::audit::AuditLog;
 use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
@@ -119,6 +120,9 @@ pub(super) struct RunArgs {
 
     #[command(flatten)]
     clients: ClientOptions,
+
+    #[command(flatten)]
+    tls: TlsOptions,
 
     #[command(flatten)]
     kms: KmsOptions,
@@ -253,7 +257,9 @@ impl RunArgs {
         inherited: Vec<Named>,
         serving: Serving,
     ) -> Result<Specification, Failure> {
-        let (listen, terms) = (self.clients.listen()?, self.clients.terms()?);
+        let listen = self.clients.listen()?;
+        let mut terms = self.clients.terms()?;
+        terms.open |= self.tls.is_required();
         let backing = match &self.backing {
             Some(text) => Backing::from_argument(text)?,
             None => {
@@ -300,7 +306,7 @@ pub(super) fn run(
     })?;
     args.inherit(config);
     let open_files = OpenFiles::raise();
-    let serving = args.clients.serving(&open_files)?;
+    let serving = Serving { tls: args.tls.load()?, ..args.clients.serving(&open_files)? };
     let origin = Origin::of(&args, state, inherited, &serving)?;
     let watching = args.watching()?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;

@@ -194,13 +194,13 @@ impl Ready {
             read_only: export.read_only,
         });
         let served = Exports::new(served.collect());
-        let uris = uris(&exports, &listeners);
+        let uris = uris(&exports, &listeners, serving.is_secure());
         listeners.iter_mut().for_each(|listener| listener.admit(serving.users.clone()));
         let socket = listeners.iter().find_map(Listener::path).map(Into::into);
         let sockets = if restartable { handover::sockets(&listeners)? } else { Vec::new() };
         let (stop, stopped) = watch::channel(Signal::Run);
         let limits = Limits { restartable, ..serving.limits };
-        let server = tokio::spawn(serve(listeners, served, limits, resumed, stopped));
+        let server = tokio::spawn(serve(listeners, served, serving.tls.clone(), limits, resumed, stopped));
         let moved = Moved { provider: by.provider.clone(), untold: Vec::new() };
         Ok(Running {
             audit,

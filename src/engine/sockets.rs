@@ -91,8 +91,8 @@ impl Drop for PrivateDirectory {
     }
 }
 
-/// Each export at each listener that a URI can name.
-pub(super) fn uris(exports: &[ExportName], listeners: &[Listener]) -> Vec<String> {
+/// Each export at each listener that a URI can name; `secure` if TLS is required.
+pub(super) fn uris(exports: &[ExportName], listeners: &[Listener], secure: bool) -> Vec<String> {
     let each = exports.iter().flat_map(|export| listeners.iter().map(move |listener| (export, listener)));
-    each.filter_map(|(export, listener)| listener.uri(&export.name, false)).collect()
+    each.filter_map(|(export, listener)| listener.uri(&export.name, secure)).collect()
 }

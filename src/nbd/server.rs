@@ -26,6 +26,7 @@ mod receiver;
 mod reply;
 mod request;
 mod socket;
+mod tls;
 mod worker;
 
 use std::collections::HashMap;
@@ -41,12 +42,14 @@ pub use exports::{Agreed, Export, Exports, Replies};
 pub use handover::{
     ConnectionDescription, Handed, HandedConnection, ListenerDescription, ResumeError, Resumed,
 };
-pub use handshake::{Answer, Fault, Session, Then};
+pub use handshake::{Answer, Fault, Session, Then, Upgrade};
 pub use listen::{Address, ListenError, Listener, Ownership, SocketFile, Terms, bind_unix, is_abandoned};
+pub use tls::{Role, Tls, TlsError, TlsMode, TlsSettings};
 
 use self::admission::{Admission, Admitted};
 use self::connection::Connection;
 use self::incoming::Pause;
+use self::link::Link;
 use self::overseer::Overseer;
 use self::socket::Stream;
 
@@ -107,6 +110,7 @@ pub struct Served {
 pub async fn serve(
     listeners: Vec<Listener>,
     exports: Exports,
+    tls: Option<Arc<Tls>>,
     limits: Limits,
     resumed: Resumed,
     mut stop: watch::Receiver<Signal>,
@@ -121,6 +125,7 @@ pub async fn serve(
     });
     let shared = Arc::new(Shared {
         exports,
+        tls,
         limits,
         admission: Admission::new(&limits),
         pause: if limits.restartable { pause() } else { None },
@@ -206,6 +211,7 @@ async fn hand_over(
 
 struct Shared {
     exports: Exports,
+    tls: Option<Arc<Tls>>,
     limits: Limits,
     admission: Admission,
     pause: Option<Arc<Pause>>,
@@ -268,11 +274,11 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 }
 
 /// One client, from its first byte to its last.
-async fn attend(mut stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
-    let haggle = handshake::haggle(&mut stream, &shared.exports, stop.clone());
+async fn attend(stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
+    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_deref(), stop.clone());
     let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
-    let (export, agreed) = match haggled {
-        Ok(Ok(handshake::Outcome::Transmit(export, agreed))) => (export, agreed),
+    let (channel, export, agreed) = match haggled {
+        Ok(Ok(handshake::Outcome::Transmit(channel, export, agreed))) => (channel, export, agreed),
         Ok(Ok(handshake::Outcome::Over)) => return,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
@@ -280,10 +286,8 @@ async fn attend(mut stream: Stream, shared: Arc<Shared>, admitted: Admitted, sto
     if *stop.borrow() == Signal::End {
         return;
     }
-    let socket = stream.into_blocking();
     let told = ConnectionDescription::of(&export, agreed);
-    let client = socket.map(|socket| HandedConnection { socket, told });
-    let begun = client.and_then(|client| transmit(client, export, &shared, admitted));
+    let begun = channel.into_link().and_then(|link| transmit(link, told, export, &shared, admitted));
     if let Err(error) = begun {
         tracing::warn!(%error, "cannot serve a connection");
     }
@@ -297,19 +301,21 @@ fn resume(client: HandedConnection, shared: &Arc<Shared>) {
         return tracing::warn!("a client was told of another export by the predecessor, and is cut");
     };
     let admitted = shared.admission.readmit(client.socket.as_fd());
-    if let Err(error) = transmit(client, export, shared, admitted) {
+    let HandedConnection { socket, told } = client;
+    if let Err(error) = transmit(Link::Plain(socket), told, export, shared, admitted) {
         tracing::warn!(%error, "cannot go on with a predecessor's client");
     }
 }
 
 /// Hands the client over to threads of its own, which outlive this task.
 fn transmit(
-    client: HandedConnection,
+    link: Link,
+    told: ConnectionDescription,
     export: Arc<Export>,
     shared: &Arc<Shared>,
     admitted: Admitted,
 ) -> io::Result<()> {
-    let connection = Connection::new(client, export, shared.pause.clone(), shared.overseer.clone());
+    let connection = Connection::new(link, told, export, shared.pause.clone(), shared.overseer.clone());
     let connection = Arc::new(connection);
     let number = {
         let mut table = shared.table();

@@ -77,6 +77,7 @@ fn compare(sector: SectorSize) {
             tokio::spawn(serve(
                 vec![listener],
                 Exports::new(vec![export]),
+                None,
                 Limits::default(),
                 Resumed::default(),
                 stopped,

@@ -38,6 +38,7 @@ mod restart;
 mod secrets;
 mod support;
 mod tampering;
+mod tls;
 mod together;
 mod transports;
 mod volume_life;

@@ -59,13 +59,13 @@ pub(super) type Registration = dyn Send + Sync;
 
 impl Connection {
     pub(super) fn new(
-        client: HandedConnection,
+        link: Link,
+        told: ConnectionDescription,
         export: Arc<Export>,
         pause: Option<Arc<Pause>>,
         overseer: Arc<Overseer>,
     ) -> Self {
-        let HandedConnection { socket, told } = client;
-        let link = Arc::new(Link::Plain(socket));
+        let link = Arc::new(link);
         let replies = told.agreed.replies;
         let receiver = Receiver::new(Incoming::new(link.clone(), pause), replies);
         Self {

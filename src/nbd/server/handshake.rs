@@ -2,6 +2,7 @@
 //!
 //! What is said stands in [`Session`], which knows no I/O; here its options are read and its answers written.
 
+mod channel;
 mod describe;
 mod session;
 
@@ -12,8 +13,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-pub use session::{Answer, Fault, Session, Then};
+pub(super) use channel::Channel;
+pub use session::{Answer, Fault, Session, Then, Upgrade};
 
+use super::tls::Tls;
 use super::{Agreed, Export, Exports, Signal};
 use crate::nbd::wire::{ClientFlags, GREETING, MAX_OPTION_LENGTH, OptionHeader, WireError};
 
@@ -27,9 +30,9 @@ const MAX_DATA: u64 = 16 << 20;
 pub(super) const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// How a handshake ended.
-pub(super) enum Outcome {
+pub(super) enum Outcome<S> {
     /// The client has chosen an export.
-    Transmit(Arc<Export>, Agreed),
+    Transmit(Channel<S>, Arc<Export>, Agreed),
     /// The session is over.
     Over,
 }
@@ -38,6 +41,8 @@ pub(super) enum Outcome {
 pub(super) enum HandshakeError {
     #[error("connection: {0}")]
     Io(#[from] io::Error),
+    #[error("TLS: {0}")]
+    Tls(io::Error),
     #[error("client: {0}")]
     Wire(#[from] WireError),
     #[error("client {0}")]
@@ -51,13 +56,14 @@ pub(super) enum HandshakeError {
 /// Haggles until the client chooses an export, gives up or errs beyond an answer, or until the server has ended for
 /// [`LAST_ANSWERS`].
 pub(super) async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
+    stream: S,
     exports: &Exports,
+    tls: Option<&Tls>,
     stop: watch::Receiver<Signal>,
-) -> Result<Outcome, HandshakeError> {
+) -> Result<Outcome<S>, HandshakeError> {
     let mut ending = stop.clone();
     tokio::select! {
-        outcome = converse(stream, exports, &stop) => outcome,
+        outcome = converse(stream, exports, tls, &stop) => outcome,
         () = async {
             ended(&mut ending).await;
             tokio::time::sleep(LAST_ANSWERS).await;
@@ -71,39 +77,88 @@ async fn ended(stop: &mut watch::Receiver<Signal>) {
 }
 
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
+    mut stream: S,
     exports: &Exports,
+    tls: Option<&Tls>,
     stop: &watch::Receiver<Signal>,
-) -> Result<Outcome, HandshakeError> {
+) -> Result<Outcome<S>, HandshakeError> {
     stream.write_all(&GREETING).await?;
     let mut flags = [0; 4];
     stream.read_exact(&mut flags).await?;
-    let mut session = Session::new(exports, ClientFlags::decode(flags)?);
-    let mut budget = MAX_DATA;
-    for _ in 0..MAX_OPTIONS {
-        let mut header = [0; OptionHeader::LENGTH];
-        stream.read_exact(&mut header).await?;
-        let header = OptionHeader::decode(header)?;
-        let Some(left) = budget.checked_sub(header.length.into()) else {
-            stream.write_all(&session.option(header.code, None).bytes).await?;
-            return Err(HandshakeError::TooMuchData);
-        };
-        budget = left;
-        let data = option_data(stream, header.length).await?;
-        let answer = if *stop.borrow() == Signal::End {
-            session.shut_down(header.code)
-        } else {
-            session.option(header.code, data.as_deref())
-        };
-        stream.write_all(&answer.bytes).await?;
-        session = match answer.then {
-            Then::GoOn(session) => session,
-            Then::Transmit(export, agreed) => return Ok(Outcome::Transmit(export, agreed)),
-            Then::Over => return Ok(Outcome::Over),
-            Then::HangUp(fault) => return Err(fault.into()),
-        };
+    let mode = tls.map(Tls::mode).unwrap_or_default();
+    let session = Session::new(exports, ClientFlags::decode(flags)?, mode);
+    let mut rest = Rest { options: MAX_OPTIONS, data: MAX_DATA, stop };
+    // Not one byte more is taken from the stream than belongs to an option, so that whatever a client (or somebody
+    // between it and here) sends after NBD_OPT_STARTTLS in the clear meets the TLS handshake, and fails there.
+    let upgrade = match rest.options(&mut stream, session).await? {
+        Step::Transmit(export, agreed) => {
+            return Ok(Outcome::Transmit(Channel::Plain(stream), export, agreed));
+        }
+        Step::StartTls(upgrade) => upgrade,
+        Step::Over => return Ok(Outcome::Over),
+    };
+    let Some(tls) = tls else { return Ok(Outcome::Over) };
+    let mut stream = tls.accept(stream).await.map_err(HandshakeError::Tls)?;
+    match rest.options(&mut stream, upgrade.secured()).await {
+        Ok(Step::Transmit(export, agreed)) => {
+            Ok(Outcome::Transmit(Channel::Tls(Box::new(stream)), export, agreed))
+        }
+        other => {
+            // "the party initiating the transaction SHOULD shutdown TLS first"; a client that has gone needs it not.
+            let _ = stream.shutdown().await;
+            other.map(|_| Outcome::Over)
+        }
     }
-    Err(HandshakeError::TooManyOptions)
+}
+
+/// How options in a row end.
+enum Step<'a> {
+    Transmit(Arc<Export>, Agreed),
+    StartTls(Upgrade<'a>),
+    Over,
+}
+
+/// What a client may still do in its handshake.
+struct Rest<'s> {
+    options: usize,
+    data: u64,
+    stop: &'s watch::Receiver<Signal>,
+}
+
+impl Rest<'_> {
+    async fn options<'a, S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        mut session: Session<'a>,
+    ) -> Result<Step<'a>, HandshakeError> {
+        loop {
+            self.options = self.options.checked_sub(1).ok_or(HandshakeError::TooManyOptions)?;
+            let mut header = [0; OptionHeader::LENGTH];
+            stream.read_exact(&mut header).await?;
+            let header = OptionHeader::decode(header)?;
+            let Some(left) = self.data.checked_sub(header.length.into()) else {
+                stream.write_all(&session.option(header.code, None).bytes).await?;
+                return Err(HandshakeError::TooMuchData);
+            };
+            self.data = left;
+            let data = option_data(stream, header.length).await?;
+            let answer = if *self.stop.borrow() == Signal::End {
+                session.shut_down(header.code)
+            } else {
+                session.option(header.code, data.as_deref())
+            };
+            stream.write_all(&answer.bytes).await?;
+            // Under TLS, bytes that are written are not sent yet.
+            stream.flush().await?;
+            session = match answer.then {
+                Then::GoOn(session) => session,
+                Then::StartTls(upgrade) => return Ok(Step::StartTls(upgrade)),
+                Then::Transmit(export, agreed) => return Ok(Step::Transmit(export, agreed)),
+                Then::Over => return Ok(Step::Over),
+                Then::HangUp(fault) => return Err(fault.into()),
+            };
+        }
+    }
 }
 
 /// An option's data; `None` if it was too long, and is thrown away.

@@ -5,11 +5,14 @@ use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 
 use super::socket::Socket;
+use super::tls::TlsSocket;
 
 /// A connection's byte stream in both directions.
 pub(super) enum Link {
     /// The socket itself.
     Plain(Socket),
+    /// The socket under TLS.
+    Tls(Box<TlsSocket>),
 }
 
 impl Link {
@@ -17,6 +20,7 @@ impl Link {
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Plain(socket) => socket.as_fd(),
+            Self::Tls(socket) => socket.as_fd(),
         }
     }
 
@@ -24,6 +28,7 @@ impl Link {
     pub(super) fn has_buffered(&self) -> bool {
         match self {
             Self::Plain(_) => false,
+            Self::Tls(socket) => socket.has_buffered(),
         }
     }
 
@@ -31,13 +36,19 @@ impl Link {
     pub(super) fn shutdown(&self, how: Shutdown) {
         match self {
             Self::Plain(socket) => socket.shutdown(how),
+            Self::Tls(socket) => socket.shutdown(how),
         }
     }
 
-    /// The socket, for a successor; `None` where it cannot go on without what this process knows.
+    /// The socket, for a successor; `None` where it cannot go on without what this process knows, and is ended.
     pub(super) fn into_socket(self) -> Option<Socket> {
         match self {
             Self::Plain(socket) => Some(socket),
+            // The keys, and how many records they have been used for, stay in this process.
+            Self::Tls(socket) => {
+                socket.shutdown(Shutdown::Both);
+                None
+            }
         }
     }
 }
@@ -46,6 +57,7 @@ impl Read for &Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match *self {
             Link::Plain(socket) => { socket }.read(buffer),
+            Link::Tls(socket) => { &**socket }.read(buffer),
         }
     }
 }
@@ -58,6 +70,7 @@ impl Write for &Link {
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match *self {
             Link::Plain(socket) => { socket }.write_vectored(slices),
+            Link::Tls(socket) => { &**socket }.write_vectored(slices),
         }
     }
 

@@ -76,6 +76,7 @@ impl Servers {
         let serving = self.runtime.spawn(serve(
             handed.listeners,
             Exports::new(vec![export]),
+            None,
             self.limits,
             resumed,
             stopped,

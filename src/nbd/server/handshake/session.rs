@@ -2,10 +2,12 @@
 //!
 //! A [`Session`] is used up by each option, and what it [becomes](Then) is all that is left: once an export is
 //! chosen there is no session that could take another option. What the client has selected of an export's metadata
-//! stands in those reply modes that can tell of it and nowhere else.
+//! stands in those reply modes that can tell of it and nowhere else. At NBD_OPT_STARTTLS only an [`Upgrade`] is left,
+//! which knows nothing of what was agreed on in the clear.
 
 use std::sync::Arc;
 
+use crate::nbd::server::tls::TlsMode;
 use crate::nbd::server::{Agreed, Export, Exports, Replies};
 use crate::nbd::wire::{
     ALLOCATION, ALLOCATION_CONTEXT, ClientFlags, ContextRequest, InfoRequest, MAX_STRING, OptionCode,
@@ -18,7 +20,21 @@ use super::describe::{describe, export_reply, list};
 pub struct Session<'a> {
     exports: &'a Exports,
     client: ClientFlags,
+    security: Security,
     mode: Mode,
+}
+
+/// What there is of TLS ("TLS support").
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Security {
+    /// The session is in the clear, and TLS is not configured.
+    Absent,
+    /// The session is in the clear, and TLS can begin.
+    Offered,
+    /// The session is in the clear, and TLS has to begin before anything else.
+    Required,
+    /// The session is under TLS.
+    Running,
 }
 
 /// What the client has agreed on so far.
@@ -43,12 +59,28 @@ pub struct Answer<'a> {
 pub enum Then<'a> {
     /// The next option.
     GoOn(Session<'a>),
+    /// A TLS handshake. Nothing that the client has sent in the clear may be taken for part of what follows it.
+    StartTls(Upgrade<'a>),
     /// Transmission.
     Transmit(Arc<Export>, Agreed),
     /// Nothing: the client wanted so.
     Over,
     /// Nothing: the client has done what cannot be answered.
     HangUp(Fault),
+}
+
+/// All that is left of a session at NBD_OPT_STARTTLS: "the server MUST NOT preserve any negotiation state".
+pub struct Upgrade<'a> {
+    exports: &'a Exports,
+    client: ClientFlags,
+}
+
+impl<'a> Upgrade<'a> {
+    /// The session after the TLS handshake.
+    pub fn secured(self) -> Session<'a> {
+        let Self { exports, client } = self;
+        Session { exports, client, security: Security::Running, mode: Mode::Simple }
+    }
 }
 
 /// What a client did that has no answer but the end of the session.
@@ -63,6 +95,9 @@ pub enum Fault {
     /// NBD_OPT_EXPORT_NAME, to whose reply extended headers do not go.
     #[error("used NBD_OPT_EXPORT_NAME after NBD_OPT_EXTENDED_HEADERS")]
     ExportNameExtended,
+    /// NBD_OPT_EXPORT_NAME before NBD_OPT_STARTTLS, where TLS is required.
+    #[error("used NBD_OPT_EXPORT_NAME without TLS, which cannot be refused in another way")]
+    WithoutTls,
     /// NBD_OPT_EXPORT_NAME while the server ends.
     #[error("used NBD_OPT_EXPORT_NAME while the server ends, which cannot be refused in another way")]
     ShuttingDown,
@@ -70,28 +105,42 @@ pub enum Fault {
 
 impl<'a> Session<'a> {
     /// A client that has sent its flags.
-    pub fn new(exports: &'a Exports, client: ClientFlags) -> Self {
-        Self { exports, client, mode: Mode::Simple }
+    pub fn new(exports: &'a Exports, client: ClientFlags, tls: TlsMode) -> Self {
+        let security = match tls {
+            TlsMode::Off => Security::Absent,
+            TlsMode::On => Security::Offered,
+            TlsMode::Require => Security::Required,
+        };
+        Self { exports, client, security, mode: Mode::Simple }
     }
 
     /// Answers an option. `data` is `None` where it had more than
     /// [`MAX_OPTION_LENGTH`](crate::nbd::wire::MAX_OPTION_LENGTH) bytes, which have been thrown away.
     pub fn option(self, code: OptionCode, data: Option<&[u8]>) -> Answer<'a> {
         match code {
-            OptionCode::EXPORT_NAME => self.export_name(data),
             OptionCode::ABORT => Answer::ends(OptionReply::ACK.encode(code, b""), Then::Over),
-            OptionCode::LIST | OptionCode::STRUCTURED_REPLY | OptionCode::EXTENDED_HEADERS
+            OptionCode::EXPORT_NAME if self.security == Security::Required => {
+                Answer::ends(Vec::new(), Then::HangUp(Fault::WithoutTls))
+            }
+            _ if self.security == Security::Required && code != OptionCode::STARTTLS => {
+                self.refuse(code, OptionReply::ERR_TLS_REQD, "nothing goes without TLS here")
+            }
+            OptionCode::EXPORT_NAME => self.export_name(data),
+            OptionCode::STARTTLS
+            | OptionCode::LIST
+            | OptionCode::STRUCTURED_REPLY
+            | OptionCode::EXTENDED_HEADERS
                 if data.is_none_or(|data| !data.is_empty()) =>
             {
                 self.refuse(code, OptionReply::ERR_INVALID, "this option takes no data")
             }
+            OptionCode::STARTTLS => self.start_tls(code),
             OptionCode::LIST => Answer { bytes: list(code, self.exports), then: Then::GoOn(self) },
             OptionCode::INFO | OptionCode::GO => self.info(code, data),
             OptionCode::STRUCTURED_REPLY => self.structured_reply(code),
             OptionCode::EXTENDED_HEADERS => self.extended_headers(code),
             OptionCode::LIST_META_CONTEXT => self.list_contexts(code, data),
             OptionCode::SET_META_CONTEXT => self.set_contexts(code, data),
-            // NBD_OPT_STARTTLS among them, as long as there is no TLS.
             _ => self.refuse(code, OptionReply::ERR_UNSUP, "option not supported"),
         }
     }
@@ -125,6 +174,18 @@ impl<'a> Session<'a> {
 
     fn acknowledge(self, code: OptionCode) -> Answer<'a> {
         Answer { bytes: OptionReply::ACK.encode(code, b""), then: Then::GoOn(self) }
+    }
+
+    /// NBD_OPT_STARTTLS.
+    fn start_tls(self, code: OptionCode) -> Answer<'a> {
+        match self.security {
+            Security::Absent => self.refuse(code, OptionReply::ERR_POLICY, "TLS is not configured"),
+            Security::Running => self.refuse(code, OptionReply::ERR_INVALID, "this is TLS already"),
+            Security::Offered | Security::Required => {
+                let upgrade = Upgrade { exports: self.exports, client: self.client };
+                Answer::ends(OptionReply::ACK.encode(code, b""), Then::StartTls(upgrade))
+            }
+        }
     }
 
     /// NBD_OPT_EXPORT_NAME.

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use super::{Answer, Fault, Session, Then};
 use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
-use crate::nbd::server::{Agreed, Export, Exports, Replies};
+use crate::nbd::server::{Agreed, Export, Exports, Replies, TlsMode};
 use crate::nbd::wire::{
     ALLOCATION, ALLOCATION_CONTEXT, ClientFlags, OptionCode as Code, OptionReply as Reply, TransmissionFlags,
 };
 
-/// A device of which only the size is asked.
-struct Sized(u64);
+const CLIENT: ClientFlags = ClientFlags { no_zeroes: true };
 
-impl BlockDevice for Sized {
+/// A device of which only the size is asked.
+struct Fixed(u64);
+
+impl BlockDevice for Fixed {
     fn size(&self) -> u64 {
         self.0
     }
@@ -58,13 +60,13 @@ fn exports() -> Exports {
     let one = Export {
         name: "one".into(),
         description: "the first".into(),
-        device: Arc::new(Sized(1 << 20)),
+        device: Arc::new(Fixed(1 << 20)),
         read_only: false,
     };
     let two = Export {
         name: "two".into(),
         description: String::new(),
-        device: Arc::new(Sized(2 << 20)),
+        device: Arc::new(Fixed(2 << 20)),
         read_only: true,
     };
     Exports::new(vec![one, two])
@@ -115,7 +117,7 @@ struct Haggling<'a>(Option<Session<'a>>);
 
 impl<'a> Haggling<'a> {
     fn with(exports: &'a Exports) -> Self {
-        Self(Some(Session::new(exports, ClientFlags { no_zeroes: true })))
+        Self(Some(Session::new(exports, CLIENT, TlsMode::Off)))
     }
 
     fn answer(&mut self, code: Code, data: &[u8]) -> Answer<'a> {
@@ -267,7 +269,7 @@ fn a_context_lapses_with_the_next_selection_and_with_another_export() {
 fn export_name_begins_transmission_or_ends_the_session() {
     let exports = exports();
     let ask = |client: ClientFlags, first: Option<Code>, name: &[u8]| {
-        let mut session = Session::new(&exports, client);
+        let mut session = Session::new(&exports, client, TlsMode::Off);
         if let Some(code) = first {
             let Then::GoOn(next) = session.option(code, Some(b"")).then else { panic!("{code:?}") };
             session = next;
@@ -311,7 +313,7 @@ fn abort_is_acknowledged_and_the_last() {
 fn what_is_too_long_or_unknown_is_refused_and_the_session_goes_on() {
     let exports = exports();
     let verdict = |code: Code| {
-        let session = Session::new(&exports, ClientFlags { no_zeroes: true });
+        let session = Session::new(&exports, CLIENT, TlsMode::Off);
         let Then::GoOn(session) = session.option(Code::STRUCTURED_REPLY, Some(b"")).then else {
             panic!("refused")
         };
@@ -334,15 +336,69 @@ fn what_is_too_long_or_unknown_is_refused_and_the_session_goes_on() {
 fn while_the_server_ends_nothing_is_granted_any_more() {
     let exports = exports();
     for code in [Code::LIST, Code::INFO, Code::GO, Code::STRUCTURED_REPLY, Code(99)] {
-        let session = Session::new(&exports, ClientFlags { no_zeroes: true });
+        let session = Session::new(&exports, CLIENT, TlsMode::Off);
         let answer = session.shut_down(code);
         assert_eq!(replies(code, &answer.bytes).remove(0).0, Reply::ERR_SHUTDOWN.0);
         assert!(matches!(answer.then, Then::GoOn(_)), "the client is to say farewell itself");
     }
-    let session = || Session::new(&exports, ClientFlags { no_zeroes: true });
+    let session = || Session::new(&exports, CLIENT, TlsMode::Off);
     let answer = session().shut_down(Code::EXPORT_NAME);
     assert!(answer.bytes.is_empty() && matches!(answer.then, Then::HangUp(Fault::ShuttingDown)));
     let answer = session().shut_down(Code::ABORT);
     assert_eq!(replies(Code::ABORT, &answer.bytes), [(Reply::ACK.0, Vec::new())]);
     assert!(matches!(answer.then, Then::Over));
+}
+
+/// A session under TLS.
+fn secured(exports: &Exports, mode: TlsMode) -> Session<'_> {
+    let answer = Session::new(exports, CLIENT, mode).option(Code::STARTTLS, Some(b""));
+    assert_eq!(replies(Code::STARTTLS, &answer.bytes), [(Reply::ACK.0, Vec::new())]);
+    let Then::StartTls(upgrade) = answer.then else { panic!("no TLS") };
+    upgrade.secured()
+}
+
+#[test]
+fn tls_begins_once_where_it_is_configured_and_takes_no_data() {
+    let exports = exports();
+    let verdict = |session: Session<'_>, data: &[u8]| {
+        let answer = session.option(Code::STARTTLS, Some(data));
+        assert!(matches!(answer.then, Then::GoOn(_)));
+        Reply(replies(Code::STARTTLS, &answer.bytes).remove(0).0)
+    };
+    assert_eq!(verdict(Session::new(&exports, CLIENT, TlsMode::Off), b""), Reply::ERR_POLICY);
+    for mode in [TlsMode::On, TlsMode::Require] {
+        assert_eq!(verdict(Session::new(&exports, CLIENT, mode), b"x"), Reply::ERR_INVALID);
+        assert_eq!(verdict(secured(&exports, mode), b""), Reply::ERR_INVALID);
+        assert_eq!(Haggling(Some(secured(&exports, mode))).go("two").0, "two");
+    }
+}
+
+#[test]
+fn without_tls_nothing_goes_where_it_is_required() {
+    let exports = exports();
+    let mut it = Haggling(Some(Session::new(&exports, CLIENT, TlsMode::Require)));
+    for code in (0..13).filter(|code| ![1, 2, 5].contains(code)) {
+        for data in [Some(&b""[..]), Some(b"x"), None] {
+            let answer = it.0.take().unwrap().option(Code(code), data);
+            assert_eq!(replies(Code(code), &answer.bytes).remove(0).0, Reply::ERR_TLS_REQD.0, "{code}");
+            let Then::GoOn(session) = answer.then else { panic!("{code} ended the session") };
+            it.0 = Some(session);
+        }
+    }
+    let answer = it.answer(Code::EXPORT_NAME, b"one");
+    assert!(answer.bytes.is_empty() && matches!(answer.then, Then::HangUp(Fault::WithoutTls)));
+    let answer = Session::new(&exports, CLIENT, TlsMode::Require).option(Code::ABORT, Some(b""));
+    assert!(matches!(answer.then, Then::Over));
+}
+
+#[test]
+fn nothing_that_was_agreed_on_in_the_clear_holds_under_tls() {
+    let exports = exports();
+    let mut it = Haggling(Some(Session::new(&exports, CLIENT, TlsMode::On)));
+    it.verdict(Code::EXTENDED_HEADERS, b"");
+    it.verdict(Code::SET_META_CONTEXT, &contexts("one", &[ALLOCATION]));
+    let answer = it.answer(Code::STARTTLS, b"");
+    let Then::StartTls(upgrade) = answer.then else { panic!("no TLS") };
+    let (_, agreed, flags) = Haggling(Some(upgrade.secured())).go("one");
+    assert_eq!((agreed, flags & DF), (Agreed::default(), 0));
 }

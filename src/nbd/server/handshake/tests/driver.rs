@@ -11,10 +11,11 @@ use crate::nbd::server::Signal;
 use crate::nbd::server::handshake::{HandshakeError, LAST_ANSWERS, MAX_DATA, Outcome, haggle};
 
 /// A client whose flags are sent, and the server's side of it.
-async fn begin() -> (DuplexStream, watch::Sender<Signal>, JoinHandle<Result<Outcome, HandshakeError>>) {
-    let (mut ours, mut theirs) = duplex(1 << 16);
+async fn begin()
+-> (DuplexStream, watch::Sender<Signal>, JoinHandle<Result<Outcome<DuplexStream>, HandshakeError>>) {
+    let (mut ours, theirs) = duplex(1 << 16);
     let (stop, stopped) = watch::channel(Signal::Run);
-    let served = tokio::spawn(async move { haggle(&mut theirs, &exports(), stopped).await });
+    let served = tokio::spawn(async move { haggle(theirs, &exports(), None, stopped).await });
     let mut greeting = [0; 18];
     ours.read_exact(&mut greeting).await.unwrap();
     ours.write_all(&[0, 0, 0, 3]).await.unwrap();
@@ -52,7 +53,7 @@ async fn data_that_is_too_long_is_read_off_and_the_client_goes_on() {
     for kind in [Reply::INFO, Reply::INFO, Reply::ACK] {
         assert_eq!(reply(&mut client).await, kind);
     }
-    assert!(matches!(served.await.unwrap(), Ok(Outcome::Transmit(export, _)) if export.name == "one"));
+    assert!(matches!(served.await.unwrap(), Ok(Outcome::Transmit(_, export, _)) if export.name == "one"));
 }
 
 #[tokio::test]
@@ -110,5 +111,5 @@ async fn a_hand_over_refuses_nobody() {
     send(&mut client, Code::EXPORT_NAME, 3, b"two").await;
     let mut told = [0; 10];
     client.read_exact(&mut told).await.unwrap();
-    assert!(matches!(served.await.unwrap(), Ok(Outcome::Transmit(export, _)) if export.name == "two"));
+    assert!(matches!(served.await.unwrap(), Ok(Outcome::Transmit(_, export, _)) if export.name == "two"));
 }

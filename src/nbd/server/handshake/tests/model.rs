@@ -124,10 +124,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn every_option_has_its_answer_and_no_more(options in prop::collection::vec(asked(), 1..30)) {
+    fn every_option_has_its_answer_and_no_more(options in prop::collection::vec(asked(), 1..30), tls: bool) {
         let exports = exports();
         let mut model = Model { replies: Replies::Simple, selected: None };
-        let mut session = Session::new(&exports, ClientFlags { no_zeroes: true });
+        let clear = || Session::new(&exports, CLIENT, TlsMode::Off);
+        let mut session = if tls { secured(&exports, TlsMode::Require) } else { clear() };
         for asked in options {
             let (code, data) = asked.encode();
             let answer = session.option(code, data.as_deref());
@@ -155,6 +156,8 @@ proptest! {
                     prop_assert_eq!(agreed.replies, model.replies);
                     return Ok(());
                 }
+                // TLS is not configured, or runs already.
+                (Then::StartTls(_), _) => return Err(TestCaseError::fail("TLS begins")),
                 (Then::Over, Asked::Abort | Asked::Noise(2, _)) => return Ok(()),
                 (Then::HangUp(_), Asked::ExportName(_) | Asked::Noise(1, _)) => return Ok(()),
                 _ => return Err(TestCaseError::fail(format!("{asked:?} ended the session"))),

@@ -1,0 +1,109 @@
+//! TLS: when it is spoken, with which certificate, and with whom ("TLS support").
+//!
+//! Certificate, key and client CA are files. They are looked at for each client anew, so that whoever renews them
+//! has nothing else to do; what cannot be used leaves in force what was there before.
+
+mod files;
+mod names;
+mod socket;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+pub use files::{Role, TlsError};
+pub(super) use socket::TlsSocket;
+
+use self::files::{Stamps, read, stamps};
+
+/// When TLS is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Never (NOTLS).
+    #[default]
+    Off,
+    /// If the client asks for it (SELECTIVETLS, with no export that needs it).
+    On,
+    /// Before anything else (FORCEDTLS).
+    Require,
+}
+
+/// How TLS is spoken. All files are PEM.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    /// When.
+    pub mode: TlsMode,
+    /// The server's certificate, and those between it and a CA that clients know, in this order.
+    pub cert: PathBuf,
+    /// The certificate's private key (PKCS #8, PKCS #1 or SEC 1), not encrypted.
+    pub key: PathBuf,
+    /// CAs, one of which must have signed a client's certificate; without, clients are asked for none.
+    pub client_ca: Option<PathBuf>,
+    /// Names, one of which a client's certificate must have: as a DNS name, URI or e-mail address among its
+    /// alternative names, or as its subject's common name. If there are none, any certificate will do.
+    pub allow: Vec<String>,
+}
+
+/// TLS, ready to be spoken.
+pub struct Tls {
+    settings: TlsSettings,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    /// Of the files when they were last read, whatever came of it.
+    stamps: Stamps,
+    config: Arc<ServerConfig>,
+}
+
+impl Tls {
+    /// Reads the files, and warns of what clients will not like.
+    ///
+    /// # Errors
+    /// [`TlsError`] for a file that cannot be used.
+    pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
+        // Before they are read: what changes meanwhile is read again.
+        let stamps = stamps(&settings);
+        let config = read(&settings)?;
+        Ok(Self { settings, current: Mutex::new(Current { stamps, config }) })
+    }
+
+    /// When it is spoken.
+    pub fn mode(&self) -> TlsMode {
+        self.settings.mode
+    }
+
+    /// The server's side of a TLS handshake, with what the files hold now.
+    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> std::io::Result<TlsStream<S>> {
+        TlsAcceptor::from(self.config()).accept(stream).await
+    }
+
+    fn config(&self) -> Arc<ServerConfig> {
+        let now = stamps(&self.settings);
+        // Nothing panics between two changes that belong together.
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if now != current.stamps {
+            current.stamps = now;
+            match read(&self.settings) {
+                Ok(config) => {
+                    tracing::info!(certificate = %self.settings.cert.display(), "TLS files were read anew");
+                    current.config = config;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "TLS files have changed and cannot be used; what they held before stays in force");
+                }
+            }
+        }
+        current.config.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! From files to what rustls needs.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::TlsSettings;
+use super::names::Allowed;
+
+/// Longer than any chain of certificates, short enough to be read whole.
+const MAX_FILE: u64 = 1 << 20;
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The server's certificate.
+    Certificate,
+    /// Its private key.
+    Key,
+    /// The CAs of clients.
+    ClientCa,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Certificate => "TLS certificate",
+            Self::Key => "TLS private key",
+            Self::ClientCa => "TLS client CA",
+        })
+    }
+}
+
+/// Why TLS cannot be spoken with these files.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// What the operating system answered.
+    #[error("cannot read {role} {path}: {source}; give the path of a PEM file that this user may read")]
+    Read {
+        /// What it is for.
+        role: Role,
+        /// Where it is.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+    /// A directory, a pipe, or far too much.
+    #[error("{role} {path} is not a regular file of at most 1 MiB; give the path of a PEM file")]
+    NotPem {
+        /// What it is for.
+        role: Role,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Damaged PEM.
+    #[error("{role} {path} is damaged: {source}; write it anew")]
+    Pem {
+        /// What it is for.
+        role: Role,
+        /// Where it is.
+        path: PathBuf,
+        /// What came back.
+        source: pem::Error,
+    },
+    /// PEM without what is looked for, or none at all.
+    #[error("{role} {path} has no part \"{wanted}\"; give a PEM file, with keys not encrypted")]
+    Missing {
+        /// What it is for.
+        role: Role,
+        /// Where it is.
+        path: PathBuf,
+        /// What its parts should begin with.
+        wanted: &'static str,
+    },
+    /// What is in it is of no use.
+    #[error("{role} {path} cannot be used: {reason}; write it anew")]
+    Unusable {
+        /// What it is for.
+        role: Role,
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The key is another certificate's.
+    #[error("TLS private key {key} does not belong to TLS certificate {cert}; give both of one pair")]
+    Mismatch {
+        /// Where the key is.
+        key: PathBuf,
+        /// Where the certificate is.
+        cert: PathBuf,
+    },
+}
+
+/// What tells that a file has changed: device, inode, bytes, and the time of the last change.
+type Stamp = (u64, u64, u64, i64, i64);
+/// The certificate's, the key's and the CA's; `None` for one that is not there.
+pub(super) type Stamps = [Option<Stamp>; 3];
+
+/// Follows symbolic links, which is how some swap all files at once.
+pub(super) fn stamps(settings: &TlsSettings) -> Stamps {
+    let TlsSettings { cert, key, client_ca, .. } = settings;
+    [Some(cert), Some(key), client_ca.as_ref()].map(|path| {
+        let found = fs::metadata(path?).ok()?;
+        Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+    })
+}
+
+/// Reads all files.
+pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(Role::Certificate, &settings.cert)?;
+    warn_of_time(&settings.cert, &chain[0])?;
+    let key = CertifiedKey::new(chain, signing_key(&settings.key)?);
+    match key.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            let (key, cert) = (settings.key.clone(), settings.cert.clone());
+            return Err(TlsError::Mismatch { key, cert });
+        }
+        Err(error) => return Err(unusable(Role::Certificate, &settings.cert, &error)),
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    // The provider has ciphers of both versions, so this cannot fail for lack of them.
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(Role::Certificate, &settings.cert, &error))?;
+    let builder = match &settings.client_ca {
+        Some(path) => builder.with_client_cert_verifier(verifier(path, &settings.allow)?),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    // Connections last for long, and a client that resumes a session is not asked for its certificate again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+fn verifier(path: &Path, allow: &[String]) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let failed = |error: &dyn fmt::Display| unusable(Role::ClientCa, path, error);
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(Role::ClientCa, path)? {
+        roots.add(certificate).map_err(|error| failed(&error))?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| failed(&error))?;
+    Ok(if allow.is_empty() { verifier } else { Arc::new(Allowed::new(verifier, allow)) })
+}
+
+/// At least one.
+fn certificates(role: Role, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bytes = contents(role, path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let found = found.map_err(|source| TlsError::Pem { role, path: path.into(), source })?;
+    if found.is_empty() {
+        return Err(TlsError::Missing { role, path: path.into(), wanted: "BEGIN CERTIFICATE" });
+    }
+    Ok(found)
+}
+
+/// What is left of the file in memory is wiped; rustls keeps the key itself.
+fn signing_key(path: &Path) -> Result<Arc<dyn rustls::sign::SigningKey>, TlsError> {
+    let role = Role::Key;
+    let bytes = contents(role, path)?;
+    let mut key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|source| match source {
+        pem::Error::NoItemsFound => {
+            TlsError::Missing { role, path: path.into(), wanted: "BEGIN PRIVATE KEY" }
+        }
+        source => TlsError::Pem { role, path: path.into(), source },
+    })?;
+    let signing = aws_lc_rs::sign::any_supported_type(&key);
+    key.zeroize();
+    let signing = signing.map_err(|error| unusable(role, path, &error))?;
+    if fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0) {
+        tracing::warn!(
+            key = %path.display(),
+            "every user of this machine may read the TLS private key; take that right away (chmod o-r)"
+        );
+    }
+    Ok(signing)
+}
+
+fn contents(role: Role, path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    let failed = |source| TlsError::Read { role, path: path.into(), source };
+    let found = fs::metadata(path).map_err(failed)?;
+    // A pipe is not opened at all, for that could take for ever.
+    if !found.is_file() || found.len() > MAX_FILE {
+        return Err(TlsError::NotPem { role, path: path.into() });
+    }
+    // With room for all of it, so that growing leaves no copy behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
+    File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Clients judge the server's certificate, not the server: it says what they will find.
+fn warn_of_time(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
+    let parsed =
+        Certificate::from_der(certificate).map_err(|error| unusable(Role::Certificate, path, &error))?;
+    let (validity, now) = (parsed.tbs_certificate().validity(), SystemTime::now());
+    let certificate = path.display();
+    if now > validity.not_after.to_system_time() {
+        let since = validity.not_after.to_date_time();
+        tracing::warn!(%certificate, %since, "the TLS certificate has expired; clients will refuse it: renew it");
+    } else if now < validity.not_before.to_system_time() {
+        let until = validity.not_before.to_date_time();
+        tracing::warn!(%certificate, %until, "the TLS certificate is not valid yet; clients will refuse it: check the clock");
+    }
+    Ok(())
+}
+
+fn unusable(role: Role, path: &Path, reason: &dyn fmt::Display) -> TlsError {
+    TlsError::Unusable { role, path: path.into(), reason: reason.to_string() }
+}

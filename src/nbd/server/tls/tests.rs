@@ -1,0 +1,153 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::*;
+
+/// A certificate that signs itself, and its key, as PEM files.
+pub(super) struct Pair {
+    directory: tempfile::TempDir,
+}
+
+impl Pair {
+    pub(super) fn new() -> Self {
+        let pair = Self { directory: tempfile::tempdir().unwrap() };
+        pair.renew("localhost");
+        pair
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Another pair in place of the old one.
+    fn renew(&self, name: &str) {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+            .args(["-days", "30", "-subj", &format!("/CN={name}"), "-addext", "subjectAltName=DNS:localhost"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", "new-key", "-out", "new-cert"])
+            .current_dir(self.directory.path())
+            .output()
+            .expect("openssl is missing: run scripts/setup test");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        fs::rename(self.path("new-key"), self.path("key")).unwrap();
+        fs::rename(self.path("new-cert"), self.path("cert")).unwrap();
+    }
+
+    pub(super) fn settings(&self) -> TlsSettings {
+        let (cert, key) = (self.path("cert"), self.path("key"));
+        TlsSettings { mode: TlsMode::Require, cert, key, client_ca: None, allow: Vec::new() }
+    }
+
+    pub(super) fn certificate(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.path("cert")).unwrap()
+    }
+}
+
+fn load(settings: TlsSettings) -> Result<(), String> {
+    Tls::load(settings).map(drop).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_file_that_cannot_be_used_is_named_with_its_fault() {
+    let (pair, other) = (Pair::new(), Pair::new());
+    let file = |name: &str, content: &str| {
+        let path = pair.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let empty = file("empty", "");
+    let damaged = file("damaged", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n");
+    let nonsense = file("nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let bad_key = file("bad-key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let locked =
+        file("locked", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+    let absent = pair.path("absent");
+    let directory = pair.directory.path().to_path_buf();
+    let huge = pair.path("huge");
+    fs::File::create(&huge).unwrap().set_len((1 << 20) + 1).unwrap();
+    let good = || pair.settings();
+    let cert = |cert: &Path| TlsSettings { cert: cert.into(), ..good() };
+    let key = |key: &Path| TlsSettings { key: key.into(), ..good() };
+    let ca = |ca: &Path| TlsSettings { client_ca: Some(ca.into()), ..good() };
+    assert_eq!(load(good()), Ok(()));
+    assert_eq!(load(ca(&pair.path("cert"))), Ok(()));
+    for (settings, role, path, fault) in [
+        (cert(&absent), Role::Certificate, &absent, "No such file"),
+        (cert(&directory), Role::Certificate, &directory, "not a regular file"),
+        (cert(&huge), Role::Certificate, &huge, "at most 1 MiB"),
+        (cert(&empty), Role::Certificate, &empty, "no part \"BEGIN CERTIFICATE\""),
+        (cert(&damaged), Role::Certificate, &damaged, "damaged"),
+        (cert(&nonsense), Role::Certificate, &nonsense, "cannot be used"),
+        (key(&absent), Role::Key, &absent, "No such file"),
+        (key(&empty), Role::Key, &empty, "no part \"BEGIN PRIVATE KEY\""),
+        (key(&pair.path("cert")), Role::Key, &pair.path("cert"), "BEGIN PRIVATE KEY"),
+        (key(&locked), Role::Key, &locked, "not encrypted"),
+        (key(&bad_key), Role::Key, &bad_key, "cannot be used"),
+        (key(&other.path("key")), Role::Key, &other.path("key"), "does not belong to TLS certificate"),
+        (ca(&absent), Role::ClientCa, &absent, "No such file"),
+        (ca(&empty), Role::ClientCa, &empty, "no part"),
+        (ca(&nonsense), Role::ClientCa, &nonsense, "cannot be used"),
+    ] {
+        let error = load(settings).unwrap_err();
+        for word in [&role.to_string(), &path.display().to_string(), fault] {
+            assert!(error.contains(word), "{word:?} is missing from: {error}");
+        }
+    }
+}
+
+#[test]
+fn files_are_read_anew_when_they_change_and_kept_while_they_are_of_no_use() {
+    let pair = Pair::new();
+    let tls = Tls::load(pair.settings()).unwrap();
+    let first = tls.config();
+    assert!(Arc::ptr_eq(&first, &tls.config()), "nothing has changed");
+    pair.renew("renewed");
+    let second = tls.config();
+    assert!(!Arc::ptr_eq(&first, &second));
+    fs::write(pair.path("key"), "rubbish").unwrap();
+    assert!(Arc::ptr_eq(&second, &tls.config()), "rubbish has taken the key's place");
+    fs::remove_file(pair.path("cert")).unwrap();
+    assert!(Arc::ptr_eq(&second, &tls.config()), "the certificate is gone");
+    pair.renew("again");
+    let third = tls.config();
+    assert!(!Arc::ptr_eq(&second, &third));
+    assert!(Arc::ptr_eq(&third, &tls.config()));
+}
+
+#[test]
+fn a_certificate_has_its_alternative_names_and_its_common_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let names =
+        "subjectAltName=DNS:Worker.Example,URI:spiffe://example/worker,email:worker@example.org,IP:10.0.0.1";
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-days", "30", "-subj", "/O=Example/CN=the worker", "-addext", names])
+        .args(["-keyout", "key", "-out", "cert"])
+        .current_dir(directory.path())
+        .output()
+        .expect("openssl is missing: run scripts/setup test");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let certificate = CertificateDer::from_pem_file(directory.path().join("cert")).unwrap();
+    let parsed = x509_cert::der::Decode::from_der(&certificate).unwrap();
+    for (name, has) in [
+        ("worker.example", true),
+        ("WORKER.EXAMPLE", true),
+        ("spiffe://example/worker", true),
+        ("spiffe://example/WORKER", false),
+        ("worker@example.org", true),
+        ("the worker", true),
+        ("The Worker", false),
+        ("worker", false),
+        ("Example", false),
+        ("10.0.0.1", false),
+        ("", false),
+    ] {
+        assert_eq!(names::has_name(&parsed, name), has, "{name}");
+    }
+}
