@@ -15,6 +15,8 @@ mod buffers;
 mod connection;
 mod crew;
 mod exports;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod handover;
 mod handshake;
 mod incoming;
