@@ -68,9 +68,10 @@ fn compares_what_differs() {
     served.stop();
 }
 
+/// Without TLS: `qemu-img bench` has no option for certificates.
 #[test]
 fn benches() {
-    for way in Way::ALL {
+    for way in [Way::Unix, Way::Tcp] {
         let served = Served::start(way, &["--size", "48M"]);
         let fixed = ["-c", "2000", "-d", "64", "-s", "4096", "-S", "20480", "--image-opts"];
         let writes = ["-w", "--pattern=7", "--flush-interval=100", "--no-drain"];
