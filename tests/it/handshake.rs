@@ -49,7 +49,11 @@ fn a_client_agrees_step_by_step() {
         }
     };
     let asked = meta_context("disk", &[ALLOCATION]);
-    assert_eq!(verdict(&mut client, SET_META_CONTEXT, &asked), ERR_INVALID, "there are no chunks to tell it by");
+    assert_eq!(
+        verdict(&mut client, SET_META_CONTEXT, &asked),
+        ERR_INVALID,
+        "there are no chunks to tell it by"
+    );
     assert_eq!(flags(&mut client) & SEND_DF, 0);
     assert_eq!(verdict(&mut client, STRUCTURED_REPLY, b""), ACK);
     assert_eq!(flags(&mut client) & SEND_DF, SEND_DF);
