@@ -10,7 +10,7 @@ mod transcript;
 use std::sync::Arc;
 
 use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
-use crate::nbd::server::{Export, Exports, fuzz};
+use crate::nbd::server::{Agreed, Export, Exports, Replies, fuzz};
 
 /// Bytes of the exports' device: more than moves in one piece, and little enough to be read many times.
 const SIZE: u64 = (2 << 20) + (64 << 10);
@@ -40,7 +40,13 @@ pub fn requests(data: &[u8]) {
         let device = Arc::new(Nothing { size: u64::from_be_bytes(*size) });
         let export =
             Export { name: String::new(), description: String::new(), device, read_only: setup & 1 != 0 };
-        fuzz::check(header, &export);
+        let replies = match setup >> 1 & 3 {
+            0 => Replies::Simple,
+            1 => Replies::Structured,
+            _ => Replies::Extended,
+        };
+        let allocation = replies != Replies::Simple && setup & 8 == 0;
+        fuzz::check(header, &export, Agreed { replies, allocation });
     }
 }
 

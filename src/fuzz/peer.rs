@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::SIZE;
 use crate::geometry::{SectorSize, VolumeSize};
-use crate::nbd::server::{Address, Export, Exports, Limits, Listener, Resumed, Served, Signal, serve};
+use crate::nbd::server::{Address, Export, Exports, Limits, Listener, Resumed, Served, Signal, Terms, serve};
 use crate::secret::DataKey;
 use crate::store::Backing;
 use crate::volume::{EncryptedVolume, Options};
@@ -66,7 +66,7 @@ async fn listener() -> (Listener, std::path::PathBuf) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("sealblk-fuzz-{}-{number}", std::process::id()));
-    let bound = Listener::bind(&Address::Unix(path.clone()), false).await;
+    let bound = Listener::bind(&Address::Unix(path.clone()), Terms::default()).await;
     (bound.unwrap_or_else(|error| panic!("{error}")), path)
 }
 

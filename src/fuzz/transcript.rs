@@ -15,11 +15,11 @@ const COMPACT_REQUEST: u32 = 0x2560_9513;
 const EXTENDED_REQUEST: u32 = 0x21e4_1c71;
 /// Bytes of a piece of zeros that is longer than what moves in one piece.
 const ZEROS: usize = (1 << 20) + (1 << 18);
-/// Longest option and longest payload that a server of ours takes.
-const MAX_OPTION: usize = 64 << 10;
+/// Longest payload that a server of ours takes.
 const MAX_PAYLOAD: u64 = 64 << 20;
-/// Options after which a server of ours has enough.
+/// Options, and bytes of their data, after which a server of ours has enough.
 const MAX_OPTIONS: usize = 1024;
+const MAX_DATA: usize = 16 << 20;
 
 const DISC: u16 = 2;
 const WRITE: u16 = 1;
@@ -85,15 +85,20 @@ fn agree(input: &mut Bytes<'_>, output: &mut Bytes<'_>) -> Option<Agreed> {
         return None;
     }
     let mut agreed = Agreed { mode: Mode::Simple, context: None };
+    let mut budget = MAX_DATA;
     for _ in 0..MAX_OPTIONS {
         if input.take(8)? != IHAVEOPT {
             return None;
         }
         let (option, length) = (input.number(4)?, input.length(4)?);
-        if length > MAX_OPTION {
-            refusal(output, option);
+        if length > budget {
+            // The last word, if there is one that fits.
+            if !output.0.is_empty() {
+                option_reply(output, option);
+            }
             return None;
         }
+        budget -= length;
         input.take(length)?;
         match option {
             1 => return chosen_by_name(output, flags & 2 == 0).then_some(agreed),
@@ -175,11 +180,6 @@ fn info(data: &[u8]) {
     }
 }
 
-fn refusal(output: &mut Bytes<'_>, option: u64) {
-    let (kind, _) = option_reply(output, option);
-    assert_eq!(kind, 1 << 31 | 9, "NBD_REP_ERR_TOO_BIG");
-}
-
 /// Type and data of one reply to `option`.
 fn option_reply<'a>(output: &mut Bytes<'a>, option: u64) -> (u64, &'a [u8]) {
     let mut reply = || {
@@ -217,13 +217,14 @@ fn next_request(input: &mut Bytes<'_>, mode: Mode) -> Option<(u64, Asked)> {
     if command == DISC {
         return None;
     }
+    let mut asked = Asked::new(flags, command, offset, length);
     if command == WRITE || (mode == Mode::Extended && flags & PAYLOAD_LEN != 0) {
         if length > MAX_PAYLOAD {
             return None;
         }
-        input.take(usize::try_from(length).ok()?)?;
+        asked.take_payload(Bytes(input.take(usize::try_from(length).ok()?)?));
     }
-    Some((cookie, Asked::new(flags, command, offset, length)))
+    Some((cookie, asked))
 }
 
 /// Bytes that are taken from the front, big-endian.

@@ -22,7 +22,10 @@ const SIZE: u64 = 16 << 20;
 const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 
-/// In KiB: what the server may take, the volume's own 16 MiB included.
+/// Where the one that does not err neither reads nor writes.
+const ELSEWHERE: u64 = 9 << 20;
+
+/// In KiB: what docs/nbd.md says of the buffers of 128 connections, and another third for everything else.
 const MEMORY: u64 = 512 << 10;
 
 /// Writes and reads back without end, on a connection of its own, and fails if anything is amiss.
@@ -65,37 +68,52 @@ impl Bystander {
     }
 }
 
-/// Serves a volume to a bystander and to `misbehave`, of which nothing may be left once its clients are gone.
+/// Serves a volume to a bystander and to `misbehave`, of whose clients nothing may be left once they are gone.
 fn beside(misbehave: impl FnOnce(&Path)) {
     beside_with(&[], misbehave);
 }
 
 /// The same with arguments for `sealblk run`.
 fn beside_with(args: &[&str], misbehave: impl FnOnce(&Path)) {
-    serve(args, |volume| {
-        let before = Held::by(volume);
-        misbehave(&volume.socket());
-        eventually(&format!("the server, which had {before:?}, lets go of its clients"), || {
-            Held::by(volume).is_within(&before)
-        });
+    let lab = Lab::new();
+    let volume = start(&lab, args);
+    let idle = Held::by(&volume);
+    serve(&volume, misbehave);
+    eventually(&format!("the server, which had {idle:?}, lets go of its clients"), || {
+        Held::by(&volume).is_within(&idle)
     });
+    end(&lab, volume);
 }
 
 /// Serves a volume to a bystander and to `misbehave`; what that returns stays alive beyond the volume's end.
 /// Returns the teardown record.
 fn beside_to_the_end<T>(misbehave: impl FnOnce(&Path) -> T) -> Value {
-    serve(&[], |volume| misbehave(&volume.socket())).1
+    let lab = Lab::new();
+    let volume = start(&lab, &[]);
+    let kept = serve(&volume, misbehave);
+    let record = end(&lab, volume);
+    drop(kept);
+    record
 }
 
-fn serve<T>(args: &[&str], misbehave: impl FnOnce(&Volume) -> T) -> (T, Value) {
-    let lab = Lab::new();
+/// A volume that has had a client.
+fn start(lab: &Lab, args: &[&str]) -> Volume {
     let size = SIZE.to_string();
-    let volume = Volume::start(&lab, &[&["--size", &size, "--backing", "memory"], args].concat());
+    let volume = Volume::start(lab, &[&["--size", &size, "--backing", "memory"], args].concat());
+    Client::ready(&volume.socket()).part();
+    volume
+}
+
+fn serve<T>(volume: &Volume, misbehave: impl FnOnce(&Path) -> T) -> T {
     let bystander = Bystander::start(volume.socket());
     bystander.is_served();
-    let kept = misbehave(&volume);
+    let kept = misbehave(&volume.socket());
     bystander.is_served();
     bystander.stop();
+    kept
+}
+
+fn end(lab: &Lab, volume: Volume) -> Value {
     let mut nbdinfo = tool("nbdinfo");
     nbdinfo.arg(&volume.uri);
     assert_succeeds(&finish(nbdinfo));
@@ -106,7 +124,7 @@ fn serve<T>(args: &[&str], misbehave: impl FnOnce(&Volume) -> T) -> (T, Value) {
     assert_eq!(record["grant"]["ended"], "retired", "{record}");
     assert!(peak < MEMORY, "the server took {peak} KiB of memory");
     assert!(lab.journals().is_empty());
-    (kept, record)
+    record
 }
 
 /// In KiB, at its peak.

@@ -107,6 +107,13 @@ impl Asked {
         Self { flags, command, offset, length, filled: Vec::new(), has_status: false, failed: false }
     }
 
+    /// A block status with a payload has its length there.
+    pub(super) fn take_payload(&mut self, mut payload: Bytes<'_>) {
+        if let (BLOCK_STATUS, Some(length)) = (self.command, payload.number(8)) {
+            self.length = length;
+        }
+    }
+
     /// "Error values".
     fn assert_legal(&self, error: u64) {
         let legal = match error {

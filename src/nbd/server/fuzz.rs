@@ -6,42 +6,62 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 
 use super::request::check as check_request;
-use super::{Export, Exports, handshake};
+use super::{Agreed, Export, Exports, Replies, Signal, handshake};
 use crate::geometry::ByteRange;
-use crate::nbd::wire::{Command, CommandFlags, Request};
+use crate::nbd::wire::{Command, CommandFlags, EXTENDED_REQUEST_LENGTH, MAX_PAYLOAD, Request};
 
-/// Bytes of the longest header of a request: an extended one.
-pub const LONGEST_REQUEST: usize = 32;
+/// Bytes of the longest header of a request.
+pub const LONGEST_REQUEST: usize = EXTENDED_REQUEST_LENGTH;
 
 /// What the server says in a handshake to a client that says `input`.
 pub fn haggle(input: &[u8], exports: &Exports) -> Vec<u8> {
     let mut stream = Recorded { input, output: Vec::new() };
+    let (_stop, stopped) = watch::channel(Signal::Run);
     {
-        let mut haggling = pin!(handshake::haggle(&mut stream, exports));
-        let ended = haggling.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        assert!(ended.is_ready(), "a handshake waits although all is there");
+        let mut haggling = pin!(handshake::haggle(&mut stream, exports, stopped));
+        let mut context = Context::from_waker(Waker::noop());
+        // Whoever reads much may be asked to let others run, but not for ever.
+        let ended = (0..1000).any(|_| haggling.as_mut().poll(&mut context).is_ready());
+        assert!(ended, "a handshake waits although all is there");
     }
     stream.output
 }
 
 /// Decodes and checks a request's header, and panics if one passes that must not be served.
-pub fn check(header: &[u8], export: &Export) {
-    let Some(header) = header.first_chunk() else { return };
-    let Ok(request) = Request::decode(header) else { return };
-    if check_request(&request, export).is_err() {
-        return;
+pub fn check(header: &[u8], export: &Export, agreed: Agreed) {
+    let decoded = match agreed.replies {
+        Replies::Extended => header.first_chunk().map(Request::decode_extended),
+        Replies::Simple | Replies::Structured => header.first_chunk().map(Request::decode),
+    };
+    let Some(Ok(request)) = decoded else { return };
+    if check_request(&request, export, agreed).is_ok() {
+        assert_may_be_served(&request, export, agreed);
     }
-    let Request { flags, command, offset, length, .. } = request;
+}
+
+fn assert_may_be_served(request: &Request, export: &Export, agreed: Agreed) {
+    use CommandFlags as Flags;
+    let Request { flags, command, offset, length, .. } = *request;
     let changes = [Command::WRITE, Command::TRIM, Command::WRITE_ZEROES].contains(&command);
     assert!(!(changes && export.is_read_only()), "{request:?} on a read-only export");
-    if command != Command::FLUSH {
-        let range = ByteRange::within(offset, length.into(), export.device.size());
-        assert!(range.is_some(), "{request:?} on {} bytes", export.device.size());
-    }
-    let fast = command != Command::WRITE_ZEROES && flags.contains(CommandFlags::FAST_ZERO);
-    assert!(!fast, "{request:?} has a flag of another command");
+    let range = ByteRange::within(offset, length, export.device.size());
+    assert!(range.is_some() || command == Command::FLUSH, "{request:?} on {} bytes", export.device.size());
+    assert!(command != Command::READ || length <= MAX_PAYLOAD.into(), "{request:?} asks for too much");
+    let belongs = |flag, commands: &[Command]| !flags.contains(flag) || commands.contains(&command);
+    let flags_belong = belongs(Flags::NO_HOLE, &[Command::WRITE_ZEROES])
+        && belongs(Flags::FAST_ZERO, &[Command::WRITE_ZEROES])
+        && belongs(Flags::DF, &[Command::READ])
+        && belongs(Flags::REQ_ONE, &[Command::BLOCK_STATUS])
+        && belongs(Flags::PAYLOAD_LEN, &[Command::WRITE, Command::BLOCK_STATUS])
+        && flags.0 < 1 << 6;
+    assert!(flags_belong, "{request:?} has a flag of another command");
+    let simple = agreed.replies == Replies::Simple;
+    assert!(!(simple && flags.contains(Flags::DF)), "{request:?} has a flag of another mode");
+    let status = command == Command::BLOCK_STATUS;
+    assert!(!status || (agreed.allocation && length > 0), "{request:?} without a metadata context");
 }
 
 /// A client whose every word is there already.

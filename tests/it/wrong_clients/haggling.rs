@@ -1,6 +1,6 @@
 //! Nonsense in the handshake.
 
-use super::beside;
+use super::{ELSEWHERE, beside};
 use crate::raw::{
     ALLOCATION, Client, ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, GO, INFO, LIST, LIST_META_CONTEXT,
     SET_META_CONTEXT, STRUCTURED_REPLY, meta_context, string,
@@ -48,7 +48,8 @@ fn an_option_of_4_gib() {
         for option in [GO, LIST, SET_META_CONTEXT, 99] {
             let mut client = Client::haggling(socket);
             client.option_of_length(option, u32::MAX, b"");
-            assert_eq!(client.option_reply(option).0, ERR_TOO_BIG);
+            let (error, _) = client.option_reply(option);
+            assert!([ERR_TOO_BIG, ERR_INVALID, ERR_UNSUP].contains(&error), "{error:#x}");
             client.is_hung_up_on();
         }
     });
@@ -71,7 +72,7 @@ fn options_that_make_no_sense() {
         assert_eq!(client.choose(INFO, &"x".repeat(4096)), Err(ERR_UNKNOWN));
         // None of this has used up the connection.
         assert_eq!(client.choose(GO, ""), Ok(()));
-        assert_eq!(client.read(9 << 20, 3), [0; 3]);
+        assert_eq!(client.read(ELSEWHERE, 3), [0; 3]);
     });
 }
 

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use super::beside;
+use super::{ELSEWHERE, beside};
 use crate::raw::{ALLOCATION, Client, LIST, Mode, READ, WRITE, encoded, meta_context};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,16 +24,16 @@ fn drips(mut client: Client, bytes: &[u8]) {
 fn drips_a_request(socket: &Path, mode: Mode) {
     let data = *b"slowly";
     let mut client = Client::ready_in(socket, mode);
-    let bytes = encoded(mode, 0, WRITE, 1, 0, data.len() as u64, &data);
+    let bytes = encoded(mode, 0, WRITE, 1, ELSEWHERE, data.len() as u64, &data);
     let (slow, rest) = bytes.split_at(12);
     for byte in slow {
         client.send(&[*byte]);
         std::thread::sleep(SECOND);
     }
     client.send(rest);
-    let mut reply = [0; 16];
+    let mut reply = vec![0; if mode == Mode::Extended { 32 } else { 16 }];
     client.fill(&mut reply).unwrap();
-    assert_eq!(client.read(0, data.len()), data);
+    assert_eq!(client.read(ELSEWHERE, data.len()), data);
 }
 
 /// Takes its replies, one byte a second for a while.

@@ -1,6 +1,6 @@
 //! Nonsense in transmission.
 
-use super::{EINVAL, ENOSPC, SIZE, beside, beside_to_the_end};
+use super::{EINVAL, ELSEWHERE, ENOSPC, SIZE, beside, beside_to_the_end};
 use crate::raw::{
     BLOCK_STATUS, CACHE, Client, FLUSH, Mode, PAYLOAD_LEN, READ, TRIM, WRITE, WRITE_ZEROES, extended_header,
     header,
@@ -15,7 +15,7 @@ fn garbage_instead_of_a_request() {
             client.is_hung_up_on();
             // After a good request, whose reply is not lost.
             let mut client = Client::ready_in(socket, mode);
-            client.write(0, b"x");
+            client.write(ELSEWHERE, b"x");
             client.send(&[0; 4096]);
             client.is_hung_up_on();
         }
@@ -92,8 +92,8 @@ fn reads_that_are_too_long() {
             if mode == Mode::Extended {
                 assert_eq!(client.ask(0, READ, 0, u64::MAX).error, EINVAL);
             }
-            client.write(9 << 20, b"still here");
-            assert_eq!(client.read(9 << 20, 10), b"still here");
+            client.write(ELSEWHERE, b"still here");
+            assert_eq!(client.read(ELSEWHERE, 10), b"still here");
             client.part();
         }
     });
@@ -126,7 +126,7 @@ fn ranges_and_commands_that_do_not_exist() {
             let decoy = header(0, READ, 99, 0, 1);
             let cookie = client.submit(0, WRITE, SIZE - 1, decoy.len() as u64, &decoy);
             assert_eq!(client.reply_to(cookie).error, ENOSPC);
-            assert_eq!(client.read(9 << 20, 1), [0]);
+            assert_eq!(client.read(ELSEWHERE, 1), [0]);
             client.part();
         }
     });
@@ -162,7 +162,7 @@ fn payloads_where_none_belongs() {
             let cookie = client.submit(PAYLOAD_LEN, command, 0, decoy.len() as u64, b"");
             client.send(&decoy);
             assert_eq!(client.reply_to(cookie).error, EINVAL, "command {command}");
-            client.write(0, b"still here");
+            client.write(ELSEWHERE, b"still here");
             client.part();
             let mut client = Client::ready_in(socket, Mode::Extended);
             client.send(&extended_header(PAYLOAD_LEN, command, 1, 0, u64::MAX));

@@ -3,7 +3,7 @@
 
 use std::net::Shutdown;
 
-use super::beside;
+use super::{ELSEWHERE, beside};
 use crate::raw::{
     ALLOCATION, BLOCK_STATUS, CACHE, Client, EXTENDED_HEADERS, FLUSH, FUA, GO, LIST, Mode, NO_HOLE, READ,
     REQ_ONE, SET_META_CONTEXT, STRUCTURED_REPLY, TRIM, WRITE, WRITE_ZEROES, encoded, meta_context,
@@ -31,13 +31,13 @@ fn handshake(mode: Mode) -> Vec<u8> {
 /// Flags, command, offset, length and payload of every command.
 fn requests(mode: Mode) -> Vec<(u16, u16, u64, u64, &'static [u8])> {
     let mut requests: Vec<(u16, u16, u64, u64, &[u8])> = vec![
-        (0, WRITE, 5, 11, b"some bytes."),
-        (0, READ, 0, 70_000, b""),
+        (0, WRITE, ELSEWHERE + 5, 11, b"some bytes."),
+        (0, READ, ELSEWHERE, 70_000, b""),
         (0, FLUSH, 0, 0, b""),
-        (0, TRIM, 0, 8192, b""),
+        (0, TRIM, ELSEWHERE, 8192, b""),
         (0, CACHE, 0, 4096, b""),
-        (NO_HOLE | FUA, WRITE_ZEROES, 3, 100, b""),
-        (FUA, WRITE, 4095, 2, b"ab"),
+        (NO_HOLE | FUA, WRITE_ZEROES, ELSEWHERE + 3, 100, b""),
+        (FUA, WRITE, ELSEWHERE + 4095, 2, b"ab"),
         (0, 99, 0, 0, b""),
     ];
     if mode != Mode::Simple {
