@@ -47,7 +47,8 @@ pub(super) fn converse(setup: u8, input: &[u8]) -> Option<Vec<u8>> {
                 read_only: false,
             }]);
             let limits = Limits::default();
-            let serving = tokio::spawn(serve(vec![listener], exports, limits, Resumed::default(), stopped));
+            let serving =
+                tokio::spawn(serve(vec![listener], exports, None, limits, Resumed::default(), stopped));
             let output = client(setup, input, &path).await;
             let _ = stop.send(Signal::End);
             let served = serving.await.unwrap_or_else(|error| panic!("the server failed: {error}"));
