@@ -56,8 +56,8 @@ impl Server {
         let export = Export { name: String::new(), description: String::new(), device, read_only: false };
         let agreed = Agreed { replies, allocation: replies != Replies::Simple };
         let told = ConnectionDescription::of(&export, agreed);
-        let client = HandedConnection { socket: Socket::Unix(ours), told };
-        let connection = Connection::new(client, Arc::new(export), None, self.overseer.clone());
+        let link = Link::Plain(Socket::Unix(ours));
+        let connection = Connection::new(link, told, Arc::new(export), None, self.overseer.clone());
         let connection = Arc::new(connection);
         let (registration, ended) = mpsc::channel();
         start(&connection, Arc::new(Closes(registration, Arc::downgrade(&connection)))).unwrap();

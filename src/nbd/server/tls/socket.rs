@@ -8,6 +8,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::SendFlags;
@@ -22,6 +23,8 @@ const READ_AHEAD: usize = 128 << 10;
 
 pub(in crate::nbd::server) struct TlsSocket {
     socket: Socket,
+    /// This side has ended reading.
+    deaf: AtomicBool,
     session: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
     /// Records on their way.
@@ -42,6 +45,7 @@ impl TlsSocket {
         let incoming = Incoming { bytes: vec![0; READ_AHEAD], used: 0, end: 0 };
         Self {
             socket,
+            deaf: AtomicBool::new(false),
             session: Mutex::new(session),
             incoming: Mutex::new(incoming),
             outgoing: Mutex::default(),
@@ -71,6 +75,9 @@ impl TlsSocket {
 
     /// As shutdown(2); before the sending side is ended, the client is told so, if that takes no waiting.
     pub(in crate::nbd::server) fn shutdown(&self, how: Shutdown) {
+        if !matches!(how, Shutdown::Write) {
+            self.deaf.store(true, Ordering::Release);
+        }
         if !matches!(how, Shutdown::Read) {
             self.say_farewell();
         }
@@ -145,7 +152,8 @@ impl Read for &TlsSocket {
             }
             if incoming.fill(&self.socket)? == 0 {
                 // Without TLS's own word for the end, anybody may have cut the stream.
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                let ended = self.deaf.load(Ordering::Acquire);
+                return if ended { Ok(0) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
     }

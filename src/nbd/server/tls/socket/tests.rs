@@ -146,6 +146,25 @@ fn an_end_without_farewell_is_an_error() {
 }
 
 #[test]
+fn who_has_ended_reading_meets_an_end_and_can_still_write() {
+    let (server, mut client, mut stream) = connected(&rustls::version::TLS13);
+    client.writer().write_all(b"last").unwrap();
+    client.write_tls(&mut stream).unwrap();
+    let mut word = [0; 4];
+    { &server }.read_exact(&mut word).unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| { &server }.read(&mut [0; 4]));
+        std::thread::sleep(Duration::from_millis(50));
+        server.shutdown(Shutdown::Read);
+        assert_eq!(reader.join().unwrap().unwrap(), 0);
+    });
+    { &server }.write_all(b"reply").unwrap();
+    let mut word = [0; 5];
+    Stream::new(&mut client, &mut stream).read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"reply");
+}
+
+#[test]
 fn a_record_that_somebody_changed_ends_the_stream_with_an_alert() {
     for version in BOTH {
         let (server, mut client, mut stream) = connected(version);
