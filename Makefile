@@ -1,10 +1,12 @@
 # One profile (release) serves every target, so that dependencies are compiled once.
 
 CARGO ?= cargo
+# How long `make fuzz` runs each target.
+FUZZ_SECONDS ?= 60
 SHELL_SCRIPTS := $(shell grep -rlE '^\#!.*\bbash' .ci scripts tests --include='*' --exclude='*.rs' --exclude='*.md')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit bench build doc
+.PHONY: help demo test lint audit bench fuzz build doc
 
 help: ## List these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -35,6 +37,10 @@ audit: ## Check dependencies against the RustSec advisories (needs network acces
 bench: ## Run the benchmarks
 	scripts/setup build
 	$(CARGO) bench --locked --bench '*'
+
+fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), and end with an error at a finding
+	scripts/setup fuzz
+	scripts/fuzz $(FUZZ_SECONDS)
 
 build: ## Build the binary, target/release/sealblk
 	scripts/setup build

@@ -12,6 +12,8 @@ pub mod descriptors;
 pub mod engine;
 pub mod envelope;
 pub mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod geometry;
 mod hex;
 pub mod kms;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::ExportName;
 use crate::envelope::VolumeId;
 use crate::kms::{EncryptionContext, KeyArn, Released};
 use crate::store::Disposal;
@@ -30,6 +31,8 @@ pub struct Record {
     pub size: u64,
     /// Bytes that clients wrote.
     pub bytes_written: u64,
+    /// Names that it was served under.
+    pub exports: Vec<ExportName>,
     /// Connections that were served.
     pub connections: u64,
     /// Connections that did not finish in the time for draining and were cut.

@@ -65,6 +65,7 @@ impl Running {
             sector_size: self.layout.sector.bytes(),
             size: self.layout.size.bytes(),
             bytes_written,
+            exports: self.exports,
             connections: served.connections,
             connections_cut: served.cut_off,
             reason,

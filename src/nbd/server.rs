@@ -15,6 +15,8 @@ mod buffers;
 mod connection;
 mod crew;
 mod exports;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod handover;
 mod handshake;
 mod incoming;
@@ -102,8 +104,9 @@ pub struct Served {
     pub handed: Option<Handed>,
 }
 
-/// Serves `exports` on all listeners, and to the clients that a predecessor left, until `stop` says so; then takes no more connections, lets requests in flight finish, and
-/// returns with no thread or task left, and none that uses an export's device.
+/// Serves `exports` on all listeners, and to the clients that a predecessor left, until `stop` says so; then takes
+/// no more connections, lets requests in flight finish, and returns with no thread or task left, and none that uses
+/// an export's device.
 ///
 /// [`Signal::End`] is also what counts once nobody is left to send a signal, and [`Signal::HandOver`] can be taken
 /// back by it for as long as handshakes go on.

@@ -12,9 +12,8 @@ pub use handshake::{
     TransmissionFlags, block_size_info, context_entry, export_info, server_entry, text_info,
 };
 pub use transmission::{
-    BASE_ALLOCATION, Chunk, Command, CommandFlags, Content, EXTENDED_REQUEST_LENGTH, Head, MAX_PAYLOAD,
-    NbdError, REQUEST_LENGTH, Request, STATE_HOLE_AND_ZERO, StatusFilter, descriptor_32, descriptor_64,
-    simple_reply,
+    Chunk, Command, CommandFlags, Content, EXTENDED_REQUEST_LENGTH, Head, MAX_PAYLOAD, NbdError,
+    REQUEST_LENGTH, Request, STATE_HOLE_AND_ZERO, StatusFilter, descriptor_32, descriptor_64, simple_reply,
 };
 
 /// Bytes that no NBD client sends.

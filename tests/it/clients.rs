@@ -1,29 +1,153 @@
-//! Programs and libraries that others wrote, each as its users use it.
+//! Programs and libraries that others wrote, each as its users use it, with and without TLS.
 
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::raw::{Client, ERR_UNKNOWN, EXPORT_NAME, GO, INFO};
+use crate::certificates::Certificates;
 use crate::support::{Lab, Volume, assert_succeeds, finish, text, tool};
 
-/// `NAME ARGS` succeeds; what it prints.
-fn run(name: &str, args: &[&str]) -> String {
-    let mut command = tool(name);
+mod addresses;
+mod fio;
+mod nbd_client;
+mod nbdcopy;
+mod nbdinfo;
+mod nbdsh;
+mod old_way;
+mod qemu_img;
+mod qemu_io;
+mod tshark;
+
+/// How a client comes to a volume.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Unix,
+    Tcp,
+    /// Over TCP, where client and server show each other certificates.
+    Tls,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Unix, Self::Tcp, Self::Tls];
+}
+
+/// A volume, served in one way.
+struct Served {
+    lab: Lab,
+    way: Way,
+    volume: Volume,
+    certificates: PathBuf,
+}
+
+impl Served {
+    /// `sealblk run ARGS`, with the backing in the lab's directory.
+    fn start(way: Way, args: &[&str]) -> Self {
+        let lab = Lab::new();
+        let backing = lab.path("backing");
+        let mut all = vec!["--backing".into(), backing.display().to_string()];
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        if way != Way::Unix {
+            all.extend(["--listen", "tcp:127.0.0.1:0"].map(str::to_owned));
+        }
+        let certificates = lab.path("tls").join("good");
+        if way == Way::Tls {
+            assert_eq!(Certificates::new(&lab).good, certificates);
+            all.extend(["--tls", "require"].map(str::to_owned));
+            for (option, file) in [
+                ("--tls-cert", "server-cert.pem"),
+                ("--tls-key", "server-key.pem"),
+                ("--tls-client-ca", "ca-cert.pem"),
+            ] {
+                all.extend([option.to_owned(), certificates.join(file).display().to_string()]);
+            }
+        }
+        let volume = Volume::start(&lab, &all.iter().map(String::as_str).collect::<Vec<_>>());
+        Self { lab, way, volume, certificates }
+    }
+
+    /// As libnbd takes it: to the default export.
+    fn uri(&self) -> String {
+        let scheme = if self.way == Way::Tls { "nbds:" } else { "nbd" };
+        assert!(self.volume.uri.starts_with(scheme), "{}", self.volume.uri);
+        match self.way {
+            Way::Tls => format!("{}?tls-certificates={}", self.volume.uri, self.certificates.display()),
+            _ => self.volume.uri.clone(),
+        }
+    }
+
+    /// The port in a URI of TCP.
+    fn port(&self) -> &str {
+        self.volume.uri.rsplit_once(':').unwrap().1.split_once('/').unwrap().0
+    }
+
+    /// What QEMU's programs take instead of a file name, and the option before it that names certificates.
+    fn image(&self) -> (Vec<String>, String) {
+        let socket = || self.volume.socket().display().to_string();
+        let tcp = || format!("driver=nbd,server.type=inet,server.host=127.0.0.1,server.port={}", self.port());
+        let object = format!("tls-creds-x509,id=tls,endpoint=client,dir={}", self.certificates.display());
+        match self.way {
+            Way::Unix => (vec![], format!("driver=nbd,server.type=unix,server.path={}", socket())),
+            Way::Tcp => (vec![], tcp()),
+            Way::Tls => (vec!["--object".into(), object], format!("{},tls-creds=tls", tcp())),
+        }
+    }
+
+    /// qemu-io's commands succeed, patterns that are read among them; discards are passed on.
+    fn qemu_io(&self, commands: &[&str]) -> String {
+        let (mut args, image) = self.image();
+        args.extend(["-d", "unmap", "--image-opts"].map(str::to_owned));
+        args.extend(commands.iter().flat_map(|command| ["-c".to_owned(), (*command).to_owned()]));
+        args.push(image);
+        let said = run(peer("qemu-io"), args);
+        assert!(!said.contains("failed") && !said.contains("rror"), "{said}");
+        said
+    }
+
+    /// A client that takes its certificates from its user's home directory. libnbd looks there for nobody who is
+    /// root, so the client is told in a user namespace that it is somebody else.
+    fn at_home(&self, name: &str) -> Command {
+        let home = self.lab.path("home");
+        std::fs::create_dir_all(home.join(".pki")).unwrap();
+        // The directory need not be there: without TLS nobody looks.
+        let _ = std::os::unix::fs::symlink(&self.certificates, home.join(".pki/libnbd"));
+        let mut command = tool("unshare");
+        command.args(["--user", "--map-user=1000", "--"]).arg(peer(name).get_program());
+        command.env("HOME", &home).current_dir(&home);
+        command
+    }
+
+    /// Bytes of disk space that the backing takes.
+    fn allocated(&self) -> u64 {
+        allocated(&self.lab.path("backing"))
+    }
+
+    /// Ends the volume; its teardown record.
+    fn stop(self) -> Value {
+        stops_in_order(self.volume)
+    }
+}
+
+/// Bytes of disk space that a file takes.
+fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// A client of target/peers, which is newer than the system's may be; where it is missing the test fails and says how
+/// to get it.
+fn peer(name: &str) -> Command {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/bin").join(name);
+    assert!(program.is_file(), "{} is missing: run scripts/setup test", program.display());
+    Command::new(program)
+}
+
+/// `COMMAND ARGS` succeeds; what it prints.
+fn run<S: AsRef<std::ffi::OsStr>>(mut command: Command, args: impl IntoIterator<Item = S>) -> String {
     command.args(args);
     let output = finish(command);
     assert_succeeds(&output);
     text(&output.stdout)
-}
-
-/// nbdsh, with a Python that has its module: Debian's own.
-fn nbdsh(volume: &Volume, script: &str) {
-    let mut command: Command = tool("nbdsh");
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("/usr/bin:{path}")).args(["--connect", &volume.uri, "--command", script]);
-    assert_succeeds(&finish(command));
 }
 
 fn stops_in_order(volume: Volume) -> Value {
@@ -34,248 +158,14 @@ fn stops_in_order(volume: Volume) -> Value {
     record
 }
 
-/// Data at both ends and at odd places, and holes between.
-fn sparse_image(lab: &Lab, size: usize) -> (std::path::PathBuf, Vec<u8>) {
-    let mut content = vec![0; size];
-    for (start, length) in [(0, 5000), (1_000_001, 700_000), (size / 2, 1 << 20), (size - 77, 77)] {
-        let bytes = content[start..start + length].iter_mut().enumerate();
-        bytes.for_each(|(i, byte)| *byte = u8::try_from(i % 251 + 1).unwrap());
+/// A file of `size` bytes with holes, and data in `pieces` (place and length, both multiples of 4 KiB); no sector of
+/// the data is like another, and none is zeros.
+fn sparse_image(path: &Path, size: u64, pieces: &[(u64, u64)]) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    for (start, length) in pieces {
+        let words = (start / 8..(start + length) / 8).flat_map(|word| (word + 1).to_le_bytes());
+        file.write_all_at(&words.collect::<Vec<u8>>(), *start).unwrap();
     }
-    let path = lab.path("image");
-    let mut file = std::fs::File::create(&path).unwrap();
-    file.set_len(size as u64).unwrap();
-    for (number, block) in content.chunks(4096).enumerate().filter(|(_, block)| block.iter().any(|b| *b != 0))
-    {
-        file.seek(SeekFrom::Start(number as u64 * 4096)).unwrap();
-        file.write_all(block).unwrap();
-    }
-    (path, content)
-}
-
-#[test]
-fn nbdinfo_describes_the_export() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "64M", "--export", "scratch", "--sector-size", "512"]);
-    let socket = format!("nbd+unix:///?socket={}", volume.socket().display());
-    for args in [&["--json", volume.uri.as_str()][..], &["--json", "--list", &socket]] {
-        let all: Value = serde_json::from_str(&run("nbdinfo", args)).unwrap();
-        assert_eq!(all["protocol"], "newstyle-fixed");
-        let export = &all["exports"][0];
-        assert_eq!(export["export-name"], "scratch", "{all}");
-        assert_eq!(export["export-size"], 64 << 20);
-        assert_eq!(
-            (&export["block_size_minimum"], &export["block_size_preferred"]),
-            (&1.into(), &512.into())
-        );
-        assert_eq!(export["is_read_only"], false);
-        for can in
-            ["can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero", "can_fast_zero", "can_cache"]
-        {
-            assert_eq!(export[can], true, "{can}");
-        }
-        let description = export["description"].as_str().unwrap();
-        assert!(description.contains(volume.serving["volume"].as_str().unwrap()), "{description}");
-    }
-    stops_in_order(volume);
-}
-
-#[test]
-fn nbdcopy_there_and_back() {
-    let lab = Lab::new();
-    let (image, content) = sparse_image(&lab, 64 << 20);
-    let back = lab.path("back");
-    let volume = Volume::start(&lab, &["--size", "64M"]);
-    let (image, target) = (image.to_str().unwrap(), back.to_str().unwrap());
-    // Without threads for them, nbdcopy opens no more connections than the machine has cores.
-    let many = ["--connections=4", "--threads=4", "--requests=16", "--flush"];
-    run("nbdcopy", &[&many[..], &[image, &volume.uri]].concat());
-    run("nbdcopy", &[&many[..], &[&volume.uri, target]].concat());
-    assert!(std::fs::read(&back).unwrap() == content, "the copy differs");
-    let record = stops_in_order(volume);
-    assert!(record["connections"].as_u64() >= Some(8), "{record}");
-}
-
-#[test]
-fn nbdsh_with_every_request() {
-    let lab = Lab::new();
-    for sector in ["4096", "512"] {
-        let volume = Volume::start(&lab, &["--size", "16M", "--sector-size", sector]);
-        nbdsh(&volume, include_str!("scripts/shell.py"));
-        stops_in_order(volume);
-    }
-}
-
-#[test]
-fn a_volume_that_takes_no_writes() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "1M", "--read-only"]);
-    nbdsh(&volume, include_str!("scripts/read_only.py"));
-    let info: Value = serde_json::from_str(&run("nbdinfo", &["--json", &volume.uri])).unwrap();
-    assert_eq!(info["exports"][0]["is_read_only"], true);
-    assert_eq!(info["exports"][0]["can_trim"], false, "{info}");
-    let record = stops_in_order(volume);
-    assert_eq!(record["bytes_written"], 0);
-}
-
-#[test]
-fn qemu_io_with_patterns() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "16M"]);
-    let commands = [
-        "write -P 0xab 1000 50000",
-        "read -P 0xab 1000 50000",
-        "read -P 0 51000 4096",
-        "aio_write -P 0x11 1M 4M",
-        "aio_write -P 0x22 6M 64k",
-        "aio_flush",
-        "flush",
-        "read -P 0x11 1M 4M",
-        "read -P 0x22 6M 64k",
-        "write -z 2M 1M",
-        "write -z -u 3M 512k",
-        "read -P 0 2M 1536k",
-        "write -f -P 0x33 0 512",
-        "read -P 0x33 0 512",
-        "discard 1M 1M",
-        "read -P 0x11 4M 1M",
-    ];
-    let commands = commands.iter().flat_map(|command| ["-c", command]);
-    let args: Vec<&str> = ["-f", "raw"].into_iter().chain(commands).chain([volume.uri.as_str()]).collect();
-    let said = run("qemu-io", &args);
-    assert!(!said.contains("failed"), "{said}");
-    stops_in_order(volume);
-}
-
-#[test]
-fn qemu_img_converts_and_compares() {
-    let lab = Lab::new();
-    let (image, content) = sparse_image(&lab, 32 << 20);
-    let image = image.to_str().unwrap();
-    let volume = Volume::start(&lab, &["--size", "32M"]);
-    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", "-m", "16", "-W", image, &volume.uri]);
-    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &volume.uri]);
-    assert!(Client::ready(&volume.socket()).read(0, content.len()) == content);
-    stops_in_order(volume);
-}
-
-#[test]
-fn nbd_client_lists_the_exports() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "1M", "--export", "one", "--listen", "tcp:127.0.0.1:0"]);
-    let port = volume.uri.rsplit_once(':').unwrap().1.split_once('/').unwrap().0;
-    assert!(run("nbd-client", &["-l", "127.0.0.1", port]).contains("one: sealblk vol-"));
-    stops_in_order(volume);
-}
-
-#[test]
-fn fio_trims_what_it_wrote() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "64M"]);
-    let uri = format!("--uri={}", volume.uri);
-    let fixed = ["--name=t", "--ioengine=nbd", "--size=64M", "--iodepth=16", "--randseed=7", &uri];
-    run("fio", &[&fixed[..], &["--rw=randtrimwrite", "--bs=64k"]].concat());
-    run("fio", &[&fixed[..], &["--rw=randtrim", "--bsrange=512-256k"]].concat());
-    let verify = [
-        "--rw=randwrite",
-        "--bsrange=512-64k",
-        "--verify=crc32c",
-        "--verify_fatal=1",
-        "--verify_state_save=0",
-    ];
-    run("fio", &[&fixed[..], &verify, &["--size=16M"]].concat());
-    stops_in_order(volume);
-}
-
-/// The only client here that is Rust, and the only one that never leaves the old way to choose an export.
-#[test]
-fn the_nbd_crate() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "4M", "--export", "old"]);
-    let stream = UnixStream::connect(volume.socket()).unwrap();
-    let export = nbd::client::handshake(&stream, b"old").unwrap();
-    assert_eq!((export.size, export.readonly, export.send_flush), (4 << 20, false, true));
-    let mut client = nbd::client::NbdClient::new(&stream, &export);
-    let data: Vec<u8> = (0..100_000_u32).map(|i| u8::try_from(i % 253).unwrap()).collect();
-    client.seek(SeekFrom::Start(12_345)).unwrap();
-    client.write_all(&data).unwrap();
-    client.flush().unwrap();
-    client.seek(SeekFrom::Start(12_345)).unwrap();
-    let mut back = vec![0; data.len()];
-    client.read_exact(&mut back).unwrap();
-    assert!(back == data);
-    drop(stream);
-    stops_in_order(volume);
-}
-
-/// A client that came by NBD_OPT_EXPORT_NAME was told no block size, so it may ask for any bytes.
-#[test]
-fn odd_bytes_by_the_old_way() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "4M", "--export", "old", "--sector-size", "4096"]);
-    for no_zeroes in [true, false] {
-        let mut client = Client::greeted(&volume.socket());
-        client.send(&(1 + 2 * u32::from(no_zeroes)).to_be_bytes());
-        client.option(EXPORT_NAME, b"old");
-        assert_eq!(u64::from_be_bytes(client.take().unwrap()), 4 << 20);
-        let flags = u16::from_be_bytes(client.take().unwrap());
-        assert_eq!(flags & 0b1_0000_0000 | flags & 1, 0b1_0000_0001, "HAS_FLAGS and CAN_MULTI_CONN");
-        if !no_zeroes {
-            assert_eq!(client.take().unwrap(), [0; 124]);
-        }
-        let data: Vec<u8> = (0..(1_u32 << 20) + 14).map(|i| u8::try_from(i % 247).unwrap()).collect();
-        client.write(1, &data);
-        assert_eq!(client.read(0, 1), [0], "the byte before");
-        assert!(client.read(1, data.len()) == data);
-        assert_eq!(client.read(1 + data.len() as u64, 9), [0; 9], "the bytes after");
-    }
-    stops_in_order(volume);
-}
-
-#[test]
-fn a_name_that_is_not_served() {
-    let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "1M", "--export", "right"]);
-    let mut client = Client::haggling(&volume.socket());
-    for wrong in ["wrong", "Right", "right ", "righ"] {
-        assert_eq!(client.choose(INFO, wrong), Err(ERR_UNKNOWN), "{wrong}");
-        assert_eq!(client.choose(GO, wrong), Err(ERR_UNKNOWN), "{wrong}");
-    }
-    // The same connection may choose again.
-    assert_eq!(client.choose(GO, "right"), Ok(()));
-    assert_eq!(client.read(0, 1), [0]);
-    // The old way knows no error, so all that a server can do is to hang up.
-    let mut client = Client::haggling(&volume.socket());
-    client.option(EXPORT_NAME, b"wrong");
-    client.is_hung_up_on();
-    stops_in_order(volume);
-}
-
-#[test]
-fn several_addresses_are_one_volume() {
-    let lab = Lab::new();
-    let [first, second] = ["a.sock", "b.sock"].map(|name| lab.path(name));
-    let [a, b] = [&first, &second].map(|path| format!("unix:{}", path.display()));
-    let args = ["--size", "1M", "--listen", &a, "--listen", &b, "--listen", "tcp:127.0.0.1:0"];
-    let volume = Volume::start(&lab, &args);
-    let uris = volume.serving["uris"].as_array().unwrap().clone();
-    assert_eq!(uris.len(), 3);
-    Client::ready(&first).write(1234, b"seen from everywhere");
-    assert_eq!(Client::ready(&second).read(1234, 20), b"seen from everywhere");
-    let tcp = uris[2].as_str().unwrap();
-    assert!(tcp.starts_with("nbd://127.0.0.1:"), "{tcp}");
-    run("qemu-io", &["-f", "raw", "-c", "read -P 0x65 1235 2", tcp]);
-    let record = stops_in_order(volume);
-    assert_eq!(record["connections"], 3, "{record}");
-    assert!(!first.exists() && !second.exists());
-}
-
-/// Names and paths with characters that a URI must not hold as they are.
-#[test]
-fn a_uri_with_odd_characters() {
-    let lab = Lab::new();
-    let listen = format!("unix:{}", lab.path("a b&c#d.sock").display());
-    let volume = Volume::start(&lab, &["--size", "1M", "--listen", &listen, "--export", "mü/ ?&%"]);
-    let info: Value = serde_json::from_str(&run("nbdinfo", &["--json", &volume.uri])).unwrap();
-    assert_eq!(info["exports"][0]["export-name"], "mü/ ?&%");
-    stops_in_order(volume);
 }

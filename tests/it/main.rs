@@ -40,6 +40,7 @@ mod support;
 mod tampering;
 mod tls;
 mod together;
+mod transports;
 mod volume_life;
 mod whole_life;
 mod wrong_clients;

@@ -40,6 +40,7 @@ pub(crate) const LIST: u32 = 3;
 pub(crate) const INFO: u32 = 6;
 pub(crate) const GO: u32 = 7;
 pub(crate) const STRUCTURED_REPLY: u32 = 8;
+pub(crate) const LIST_META_CONTEXT: u32 = 9;
 pub(crate) const SET_META_CONTEXT: u32 = 10;
 pub(crate) const EXTENDED_HEADERS: u32 = 11;
 
@@ -154,6 +155,13 @@ impl<S: Stream> Client<S> {
         self.stream.read_exact(&mut bytes[here..])
     }
 
+    /// What was taken, to be taken again.
+    pub(crate) fn puts_back(&mut self, bytes: &[u8]) {
+        for byte in bytes.iter().rev() {
+            self.inbox.push_front(*byte);
+        }
+    }
+
     fn number(&mut self) -> u32 {
         u32::from_be_bytes(self.take().unwrap())
     }
@@ -234,15 +242,9 @@ impl<S: Stream> Client<S> {
         assert_eq!(data.len() as u64, if command == WRITE { length } else { 0 });
         self.cookie += 1;
         let cookie = self.cookie;
-        let header = match self.mode {
-            Mode::Extended if command == WRITE => {
-                extended_header(flags | PAYLOAD_LEN, command, cookie, offset, length)
-            }
-            Mode::Extended => extended_header(flags, command, cookie, offset, length),
-            _ => header(flags, command, cookie, offset, length.try_into().unwrap()),
-        };
+        let bytes = encoded(self.mode, flags, command, cookie, offset, length, data);
         self.in_flight.insert(cookie, Expected::new(flags, command, offset, length));
-        self.stream.exchange(&[&header, data].concat(), &mut self.inbox).unwrap();
+        self.stream.exchange(&bytes, &mut self.inbox).unwrap();
         cookie
     }
 
@@ -294,13 +296,15 @@ impl<S: Stream> Client<S> {
         reply.data
     }
 
-    /// NBD_CMD_DISC, all replies that are still to come, and the end of the stream: not a byte too many.
+    /// NBD_CMD_DISC, and then [`Client::to_the_end`].
     pub(crate) fn part(mut self) -> HashMap<u64, Reply> {
-        let header = match self.mode {
-            Mode::Extended => extended_header(0, DISC, 0, 0, 0),
-            _ => header(0, DISC, 0, 0, 0),
-        };
-        self.stream.exchange(&header, &mut self.inbox).unwrap();
+        self.stream.exchange(&encoded(self.mode, 0, DISC, 0, 0, 0, b""), &mut self.inbox).unwrap();
+        self.to_the_end()
+    }
+
+    /// All replies that are still to come, and the end of the stream: not a byte too many. For a client that has
+    /// said in one way or another that it will send no more.
+    pub(crate) fn to_the_end(mut self) -> HashMap<u64, Reply> {
         let mut replies = std::mem::take(&mut self.finished);
         while self.in_flight() > 0 {
             replies.extend(self.piece_of_reply().unwrap());
@@ -347,6 +351,26 @@ pub(crate) fn extended_header(flags: u16, command: u16, cookie: u64, offset: u64
         &length.to_be_bytes(),
     ]
     .concat()
+}
+
+/// A whole request in one of the modes, as it should be.
+pub(crate) fn encoded(
+    mode: Mode,
+    flags: u16,
+    command: u16,
+    cookie: u64,
+    offset: u64,
+    length: u64,
+    data: &[u8],
+) -> Vec<u8> {
+    let header = match mode {
+        Mode::Extended if command == WRITE => {
+            extended_header(flags | PAYLOAD_LEN, command, cookie, offset, length)
+        }
+        Mode::Extended => extended_header(flags, command, cookie, offset, length),
+        _ => header(flags, command, cookie, offset, length.try_into().unwrap()),
+    };
+    [&header, data].concat()
 }
 
 /// A string after its length, as options have them.

@@ -741,7 +741,7 @@ fn a_provisioned_volume_goes_over_and_is_rewrapped() {
 fn the_units_are_what_systemd_understands() {
     let lab = Lab::new();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
-    for unit in ["sealblk-run@.service", "sealblk-open@.service"] {
+    for unit in ["sealblk-run@.service", "sealblk-open@.service", "sealblk-run@.socket"] {
         let content = std::fs::read_to_string(units.join(unit)).unwrap();
         let content = content.replace("/usr/local/bin/sealblk", env!("CARGO_BIN_EXE_sealblk"));
         std::fs::write(lab.path(unit), content).unwrap();
@@ -749,7 +749,10 @@ fn the_units_are_what_systemd_understands() {
     let verify = || {
         let mut verify = tool("systemd-analyze");
         verify.env("SYSTEMD_UNIT_PATH", format!("{}:", lab.path("").display())).arg("verify");
-        verify.args([lab.path("sealblk-run@x.service"), lab.path("sealblk-open@x.service")]);
+        verify.args(
+            ["sealblk-run@x.service", "sealblk-open@x.service", "sealblk-run@x.socket"]
+                .map(|unit| lab.path(unit)),
+        );
         let output = finish(verify);
         assert_succeeds(&output);
         assert_eq!(text(&output.stderr), "");

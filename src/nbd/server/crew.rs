@@ -220,3 +220,164 @@ impl<T> DerefMut for Turn<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn crew_of(threads: usize) -> Crew<u64> {
+        let crew = Crew::new(0);
+        (0..threads).for_each(|_| assert!(crew.join()));
+        crew
+    }
+
+    /// A thread of the crew takes the turn and passes it on: it is at work from then on.
+    fn goes_to_work(crew: &Crew<u64>) -> bool {
+        crew.wait().unwrap().pass()
+    }
+
+    fn until(holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_turn_is_one_threads_at_a_time_and_comes_round() {
+        let crew = Arc::new(crew_of(8));
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let crew = crew.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..2000 {
+                        let mut turn = crew.wait().unwrap();
+                        let before = *turn;
+                        std::hint::spin_loop();
+                        *turn = before + 1;
+                        assert!(!turn.pass(), "there are more than enough");
+                    }
+                    crew.leave();
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(crew.dismiss(), Some(16_000));
+        assert_eq!(crew.threads(), 0);
+    }
+
+    #[test]
+    fn threads_are_added_at_once_while_nobody_is_there_to_take_the_turn() {
+        let crew = crew_of(1);
+        for threads in 2..=STEADY {
+            assert!(goes_to_work(&crew));
+            assert_eq!(crew.threads(), threads);
+        }
+        assert!(!goes_to_work(&crew), "more only if these are stuck");
+    }
+
+    #[test]
+    fn nobody_is_added_while_one_waits() {
+        let crew = crew_of(2);
+        let turn = crew.wait().unwrap();
+        std::thread::scope(|threads| {
+            let other = threads.spawn(|| drop(crew.wait()));
+            until(|| crew.state().waiting == 1);
+            assert!(!turn.pass());
+            other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_turn_that_is_dropped_is_passed_on_and_adds_nobody() {
+        let crew = crew_of(1);
+        drop(crew.wait().unwrap());
+        assert_eq!(crew.threads(), 1);
+        assert!(crew.view(|_| ()).is_some());
+    }
+
+    #[test]
+    fn a_crew_that_is_stuck_is_doubled_up_to_a_limit() {
+        let crew = crew_of(STEADY);
+        for _ in 0..STEADY {
+            goes_to_work(&crew);
+        }
+        assert_eq!(crew.look(Look::Glance), Seen::Busy, "something has come since the last look");
+        let mut sizes = Vec::new();
+        while let Seen::Stuck(more) = crew.look(Look::Glance) {
+            if more == 0 {
+                break;
+            }
+            (0..more).for_each(|_| assert!(crew.join()));
+            // All of them get stuck as well.
+            for _ in 0..more {
+                goes_to_work(&crew);
+            }
+            assert_eq!(crew.look(Look::Glance), Seen::Busy);
+            sizes.push(crew.threads());
+        }
+        assert_eq!(sizes, [8, 16, 32, 64, 128, MOST]);
+        assert!(!crew.join());
+    }
+
+    #[test]
+    fn a_crew_with_somebody_left_to_receive_is_not_stuck() {
+        let crew = crew_of(3);
+        goes_to_work(&crew);
+        goes_to_work(&crew);
+        let turn = crew.wait().unwrap();
+        for _ in 0..3 {
+            assert_eq!(crew.look(Look::Glance), Seen::Busy);
+        }
+        assert_eq!(crew.look(Look::Window), Seen::Busy);
+        assert_eq!(crew.look(Look::Window), Seen::Quiet, "in flight, and nothing comes");
+        drop(turn);
+    }
+
+    #[test]
+    fn who_is_not_needed_is_sent_home_and_one_stays() {
+        let crew = crew_of(20);
+        let left = AtomicUsize::new(0);
+        std::thread::scope(|threads| {
+            let turn = crew.wait().unwrap();
+            for _ in 0..19 {
+                threads.spawn(|| match crew.wait() {
+                    None => {
+                        left.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Some(_turn) => crew.leave(),
+                });
+            }
+            until(|| crew.state().waiting == 19);
+            assert_eq!(crew.look(Look::Glance), Seen::Idle);
+            assert_eq!(left.load(Ordering::SeqCst), 0, "only a close look sends anybody home");
+            assert_eq!(crew.look(Look::Window), Seen::Idle);
+            until(|| left.load(Ordering::SeqCst) == 19);
+            assert_eq!(crew.threads(), 1);
+            drop(turn);
+        });
+    }
+
+    #[test]
+    fn a_busy_crew_keeps_its_steady_threads() {
+        let crew = crew_of(STEADY + 3);
+        std::thread::scope(|threads| {
+            let turn = crew.wait().unwrap();
+            let others: Vec<_> = (0..STEADY + 2).map(|_| threads.spawn(|| crew.wait().is_none())).collect();
+            until(|| crew.state().waiting == STEADY + 2);
+            // A request has come: not idle, but few are needed.
+            crew.state().passes += 1;
+            assert_eq!(crew.look(Look::Window), Seen::Busy);
+            until(|| crew.threads() == STEADY);
+            assert_eq!(crew.look(Look::Window), Seen::Idle);
+            until(|| crew.threads() == 1);
+            assert!(others.into_iter().all(|other| other.join().unwrap()));
+            drop(turn);
+        });
+    }
+}

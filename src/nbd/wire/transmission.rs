@@ -3,9 +3,7 @@
 mod reply;
 mod request;
 
-pub use reply::{
-    BASE_ALLOCATION, Chunk, Content, Head, STATE_HOLE_AND_ZERO, descriptor_32, descriptor_64, simple_reply,
-};
+pub use reply::{Chunk, Content, Head, STATE_HOLE_AND_ZERO, descriptor_32, descriptor_64, simple_reply};
 pub use request::{Command, CommandFlags, EXTENDED_REQUEST_LENGTH, REQUEST_LENGTH, Request, StatusFilter};
 
 /// Most payload in one request or reply: 64 MiB, as nbdkit has it; clients send 48 MiB and more.

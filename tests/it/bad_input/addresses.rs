@@ -76,7 +76,11 @@ fn the_second_of_two_addresses() {
 #[test]
 fn a_network_that_sees_the_data() {
     for address in ["tcp:0.0.0.0:0", "tcp:[::]:0"] {
-        refused_at_once(&["--size", "1M", "--listen", address], 2, &["not loopback", "--insecure"]);
+        refused_at_once(
+            &["--size", "1M", "--listen", address],
+            2,
+            &["not loopback", "--insecure", "--tls require"],
+        );
     }
     let args = ["--size", "1M", "--listen", "tcp:0.0.0.0:0", "--insecure"];
     assert_succeeds(&Lab::new().run(&args, "true"));
@@ -84,8 +88,17 @@ fn a_network_that_sees_the_data() {
 
 #[test]
 fn what_is_no_address() {
-    for address in ["/run/nbd.sock", "unix:", "tcp:localhost", "tcp:127.0.0.1:99999", "vsock:1:2", ""] {
-        let words = [&format!("{address:?}"), "unix:PATH", "tcp:HOST:PORT"];
+    for address in [
+        "/run/nbd.sock",
+        "unix:",
+        "tcp:localhost",
+        "tcp:127.0.0.1:99999",
+        "vsock:",
+        "vsock:1:2:3",
+        "vsock:x",
+        "",
+    ] {
+        let words = [&format!("{address:?}"), "unix:PATH", "tcp:HOST:PORT", "vsock:PORT"];
         refused_at_once(&["--size", "1M", "--listen", address], 2, &words);
     }
 }

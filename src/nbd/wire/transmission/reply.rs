@@ -1,5 +1,6 @@
 //! "Simple reply message", "Structured reply chunk message", and the extended form of the latter.
 
+use super::super::handshake::ALLOCATION_CONTEXT;
 use super::NbdError;
 
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
@@ -9,8 +10,6 @@ const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 /// NBD_REPLY_FLAG_DONE: the last chunk of a reply.
 const DONE: u16 = 1;
 
-/// The id under which clients are told of the metadata context `base:allocation`.
-pub const BASE_ALLOCATION: u32 = 1;
 /// NBD_STATE_HOLE and NBD_STATE_ZERO of `base:allocation`: takes no space, and reads as zeros.
 pub const STATE_HOLE_AND_ZERO: u32 = 3;
 
@@ -73,7 +72,7 @@ pub enum Content {
         length: u32,
     },
     /// NBD_REPLY_TYPE_BLOCK_STATUS, and NBD_REPLY_TYPE_BLOCK_STATUS_EXT in extended replies: the status of
-    /// [`BASE_ALLOCATION`], `count` descriptors, at least one, which follow the head.
+    /// [`ALLOCATION_CONTEXT`], `count` descriptors, at least one, which follow the head.
     Status {
         /// Descriptors: [`descriptor_32`], in extended replies [`descriptor_64`].
         count: u32,
@@ -116,7 +115,7 @@ impl Content {
             Self::Data { offset, .. } => head.put(offset.to_be_bytes()),
             Self::Hole { offset, length } => head.put(offset.to_be_bytes()).put(length.to_be_bytes()),
             Self::Status { count } => {
-                let head = head.put(BASE_ALLOCATION.to_be_bytes());
+                let head = head.put(ALLOCATION_CONTEXT.to_be_bytes());
                 if extended { head.put(count.to_be_bytes()) } else { head }
             }
             Self::Error(error) => put_error(head, error),

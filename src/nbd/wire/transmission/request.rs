@@ -1,8 +1,7 @@
 //! "Request message", compact and extended.
 
-use super::super::handshake::codes;
+use super::super::handshake::{ALLOCATION_CONTEXT, codes};
 use super::super::{WireError, take};
-use super::reply::BASE_ALLOCATION;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
@@ -133,7 +132,7 @@ impl StatusFilter {
     /// Bytes on the wire, with one context.
     pub const LENGTH: usize = 12;
 
-    /// Reads a payload that asks for the one context there is, [`BASE_ALLOCATION`].
+    /// Reads a payload that asks for the one context there is, [`ALLOCATION_CONTEXT`].
     ///
     /// # Errors
     /// [`WireError::Malformed`] for another context.
@@ -141,7 +140,7 @@ impl StatusFilter {
         let mut rest = &bytes[..];
         let length = u64::from_be_bytes(take(&mut rest)?);
         let context = u32::from_be_bytes(take(&mut rest)?);
-        if context == BASE_ALLOCATION { Ok(Self { length }) } else { Err(WireError::Malformed) }
+        if context == ALLOCATION_CONTEXT { Ok(Self { length }) } else { Err(WireError::Malformed) }
     }
 }
 
