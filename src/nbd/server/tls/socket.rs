@@ -60,15 +60,11 @@ impl TlsSocket {
     pub(in crate::nbd::server) fn has_buffered(&self) -> bool {
         let (mut incoming, mut session) = (lock(&self.incoming), lock(&self.session));
         loop {
-            match session.process_new_packets() {
-                Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {}
-                Ok(_) | Err(_) => return true,
-            }
-            if incoming.is_empty() {
-                return false;
-            }
-            if incoming.give(&mut session).is_err() {
-                return true;
+            let is_last = incoming.is_empty();
+            match incoming.give(&mut session) {
+                Ok(false) if is_last => return false,
+                Ok(false) => {}
+                Ok(true) | Err(_) => return true,
             }
         }
     }
@@ -121,12 +117,15 @@ impl TlsSocket {
                 Ok(0) => return Ok(Some(filled)),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if incoming.is_empty() {
-                        break;
-                    }
-                    if let Err(error) = incoming.give(&mut session) {
-                        // What was sent before is still to be used; the error comes again.
-                        return if filled > 0 { Ok(Some(filled)) } else { Err(error) };
+                    let is_last = incoming.is_empty();
+                    match incoming.give(&mut session) {
+                        Ok(false) if is_last => break,
+                        Ok(_) => {}
+                        Err(error) => {
+                            // What came before the fault is still to be used; the error comes again.
+                            filled += session.reader().read(&mut buffer[filled..]).unwrap_or(0);
+                            return if filled > 0 { Ok(Some(filled)) } else { Err(error) };
+                        }
                     }
                 }
                 Err(error) => return Err(error),
@@ -186,11 +185,17 @@ impl Incoming {
         self.used == self.end
     }
 
-    /// Gives the session a part, and has it deciphered.
-    fn give(&mut self, session: &mut ServerConnection) -> io::Result<()> {
-        self.used += session.read_tls(&mut &self.bytes[self.used..self.end])?;
-        session.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(())
+    /// Gives the session a part, if there is one, and has it deciphered; true if there is plaintext or the end.
+    /// To be called only while there is none, or the session takes no more.
+    fn give(&mut self, session: &mut ServerConnection) -> io::Result<bool> {
+        // Nothing at all would be taken for the stream's end.
+        if !self.is_empty() {
+            self.used += session.read_tls(&mut &self.bytes[self.used..self.end])?;
+        }
+        let state = session
+            .process_new_packets()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(state.plaintext_bytes_to_read() > 0 || state.peer_has_closed())
     }
 
     /// Once it is empty; returns how many bytes came, 0 at the stream's end.

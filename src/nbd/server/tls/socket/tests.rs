@@ -55,7 +55,7 @@ fn both_directions_carry_megabytes_at_once() {
         let data = pattern(5 << 20);
         std::thread::scope(|scope| {
             // An echo that reads and writes in threads of their own, through a pipe.
-            let (pass, passed) = std::sync::mpsc::sync_channel::<Vec<u8>>(4);
+            let (pass, passed) = std::sync::mpsc::channel::<Vec<u8>>();
             let server = &server;
             scope.spawn(move || {
                 let mut buffer = vec![0; 300_000];
