@@ -8,6 +8,7 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::SendFlags;
@@ -22,6 +23,8 @@ const READ_AHEAD: usize = 128 << 10;
 
 pub(in crate::nbd::server) struct TlsSocket {
     socket: Socket,
+    /// This side has ended reading.
+    deaf: AtomicBool,
     session: Mutex<ServerConnection>,
     incoming: Mutex<Incoming>,
     /// Records on their way.
@@ -42,6 +45,7 @@ impl TlsSocket {
         let incoming = Incoming { bytes: vec![0; READ_AHEAD], used: 0, end: 0 };
         Self {
             socket,
+            deaf: AtomicBool::new(false),
             session: Mutex::new(session),
             incoming: Mutex::new(incoming),
             outgoing: Mutex::default(),
@@ -56,21 +60,20 @@ impl TlsSocket {
     pub(in crate::nbd::server) fn has_buffered(&self) -> bool {
         let (mut incoming, mut session) = (lock(&self.incoming), lock(&self.session));
         loop {
-            match session.process_new_packets() {
-                Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {}
-                Ok(_) | Err(_) => return true,
-            }
-            if incoming.is_empty() {
-                return false;
-            }
-            if incoming.give(&mut session).is_err() {
-                return true;
+            let is_last = incoming.is_empty();
+            match incoming.give(&mut session) {
+                Ok(false) if is_last => return false,
+                Ok(false) => {}
+                Ok(true) | Err(_) => return true,
             }
         }
     }
 
     /// As shutdown(2); before the sending side is ended, the client is told so, if that takes no waiting.
     pub(in crate::nbd::server) fn shutdown(&self, how: Shutdown) {
+        if !matches!(how, Shutdown::Write) {
+            self.deaf.store(true, Ordering::Release);
+        }
         if !matches!(how, Shutdown::Read) {
             self.say_farewell();
         }
@@ -114,12 +117,15 @@ impl TlsSocket {
                 Ok(0) => return Ok(Some(filled)),
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if incoming.is_empty() {
-                        break;
-                    }
-                    if let Err(error) = incoming.give(&mut session) {
-                        // What was sent before is still to be used; the error comes again.
-                        return if filled > 0 { Ok(Some(filled)) } else { Err(error) };
+                    let is_last = incoming.is_empty();
+                    match incoming.give(&mut session) {
+                        Ok(false) if is_last => break,
+                        Ok(_) => {}
+                        Err(error) => {
+                            // What came before the fault is still to be used; the error comes again.
+                            filled += session.reader().read(&mut buffer[filled..]).unwrap_or(0);
+                            return if filled > 0 { Ok(Some(filled)) } else { Err(error) };
+                        }
                     }
                 }
                 Err(error) => return Err(error),
@@ -145,7 +151,8 @@ impl Read for &TlsSocket {
             }
             if incoming.fill(&self.socket)? == 0 {
                 // Without TLS's own word for the end, anybody may have cut the stream.
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                let ended = self.deaf.load(Ordering::Acquire);
+                return if ended { Ok(0) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
     }
@@ -178,11 +185,17 @@ impl Incoming {
         self.used == self.end
     }
 
-    /// Gives the session a part, and has it deciphered.
-    fn give(&mut self, session: &mut ServerConnection) -> io::Result<()> {
-        self.used += session.read_tls(&mut &self.bytes[self.used..self.end])?;
-        session.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(())
+    /// Gives the session a part, if there is one, and has it deciphered; true if there is plaintext or the end.
+    /// To be called only while there is none, or the session takes no more.
+    fn give(&mut self, session: &mut ServerConnection) -> io::Result<bool> {
+        // Nothing at all would be taken for the stream's end.
+        if !self.is_empty() {
+            self.used += session.read_tls(&mut &self.bytes[self.used..self.end])?;
+        }
+        let state = session
+            .process_new_packets()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(state.plaintext_bytes_to_read() > 0 || state.peer_has_closed())
     }
 
     /// Once it is empty; returns how many bytes came, 0 at the stream's end.

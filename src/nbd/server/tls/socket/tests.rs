@@ -55,7 +55,7 @@ fn both_directions_carry_megabytes_at_once() {
         let data = pattern(5 << 20);
         std::thread::scope(|scope| {
             // An echo that reads and writes in threads of their own, through a pipe.
-            let (pass, passed) = std::sync::mpsc::sync_channel::<Vec<u8>>(4);
+            let (pass, passed) = std::sync::mpsc::channel::<Vec<u8>>();
             let server = &server;
             scope.spawn(move || {
                 let mut buffer = vec![0; 300_000];
@@ -143,6 +143,25 @@ fn an_end_without_farewell_is_an_error() {
         assert_eq!({ &server }.read(&mut word).unwrap(), 3);
         assert_eq!({ &server }.read(&mut word).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
+}
+
+#[test]
+fn who_has_ended_reading_meets_an_end_and_can_still_write() {
+    let (server, mut client, mut stream) = connected(&rustls::version::TLS13);
+    client.writer().write_all(b"last").unwrap();
+    client.write_tls(&mut stream).unwrap();
+    let mut word = [0; 4];
+    { &server }.read_exact(&mut word).unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| { &server }.read(&mut [0; 4]));
+        std::thread::sleep(Duration::from_millis(50));
+        server.shutdown(Shutdown::Read);
+        assert_eq!(reader.join().unwrap().unwrap(), 0);
+    });
+    { &server }.write_all(b"reply").unwrap();
+    let mut word = [0; 5];
+    Stream::new(&mut client, &mut stream).read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"reply");
 }
 
 #[test]
