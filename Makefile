@@ -6,10 +6,10 @@ FUZZ_SECONDS ?= 60
 SHELL_SCRIPTS := $(shell grep -rlE '^\#!.*\bbash' .ci scripts tests --include='*' --exclude='*.rs' --exclude='*.md')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit bench fuzz build doc
+.PHONY: help demo test test-vm lint audit bench fuzz build doc
 
 help: ## List these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
 
 demo: ## Set up, build, and show one volume's life on the embedded KMS
 	scripts/setup demo
@@ -19,6 +19,11 @@ demo: ## Set up, build, and show one volume's life on the embedded KMS
 test: ## Set up and run every test
 	scripts/setup test
 	$(CARGO) test --release --locked
+
+test-vm: ## The kernel's NBD client and vsock, in a virtual machine (Debian, root, some minutes)
+	scripts/setup vm
+	$(CARGO) build --release --locked
+	tests/vm/boot "$(CURDIR)/tests/vm/checks $(CURDIR)/target/release/sealblk"
 
 lint: ## Format, clippy, documentation, dependencies, layers and scripts
 	scripts/setup lint

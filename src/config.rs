@@ -15,7 +15,7 @@ use toml::Spanned;
 
 pub use file::FileError;
 pub use values::{AbsolutePath, BackingText, Cipher, Context, Interval, KeyUnusable, Level, ProviderText};
-pub use values::{Count, Seconds, Sector, SocketMode, Text, Users};
+pub use values::{Count, Names, Seconds, Sector, SocketMode, Text, TlsMode};
 
 /// A value, and where in the file it stands; `None` if the file does not name it.
 pub type Setting<T> = Option<Spanned<T>>;
@@ -77,6 +77,8 @@ pub struct Settings {
     pub sockets: Sockets,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[tls]`.
+    pub tls: Tls,
 }
 
 /// Which KMS, and how it is reached.
@@ -150,7 +152,7 @@ pub struct Sockets {
     /// Whom the files are given to.
     pub owner: Setting<Text>,
     /// Who may connect besides.
-    pub allow_users: Setting<Users>,
+    pub allow_users: Setting<Names>,
 }
 
 /// How many clients there may be.
@@ -161,6 +163,22 @@ pub struct Limits {
     pub connections: Setting<Count>,
     /// Connections of one peer at once.
     pub connections_per_peer: Setting<Count>,
+}
+
+/// TLS on NBD.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
+pub struct Tls {
+    /// When it is spoken.
+    pub mode: Setting<TlsMode>,
+    /// The server's certificate.
+    pub cert: Setting<AbsolutePath>,
+    /// Its private key.
+    pub key: Setting<AbsolutePath>,
+    /// CAs of clients.
+    pub client_ca: Setting<AbsolutePath>,
+    /// Names of clients.
+    pub allow: Setting<Names>,
 }
 
 impl Config {

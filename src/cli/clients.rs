@@ -5,7 +5,7 @@ use clap::Args;
 use super::Failure;
 use super::open_files::OpenFiles;
 use super::options::fall_back;
-use crate::config::{Config, Count, SocketMode, Text, Users as FileUsers};
+use crate::config::{Config, Count, Names, SocketMode, Text};
 use crate::engine::{ExportName, Serving};
 use crate::nbd::server::{Address, Limits, Ownership, Terms, Users};
 
@@ -61,7 +61,7 @@ impl ClientOptions {
         let (sockets, limits) = (&config.settings.sockets, &config.settings.limits);
         fall_back(&mut self.socket_mode, &sockets.mode, Clone::clone);
         fall_back(&mut self.socket_owner, &sockets.owner, |Text(text)| text.clone());
-        if let Some(FileUsers(users)) = sockets.allow_users.as_ref().map(toml::Spanned::get_ref)
+        if let Some(Names(users)) = sockets.allow_users.as_ref().map(toml::Spanned::get_ref)
             && self.allow_user.is_empty()
         {
             self.allow_user.clone_from(users);

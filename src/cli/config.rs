@@ -10,7 +10,9 @@ use toml::Spanned;
 
 use super::options::{DEFAULT_KEY, KmsOptions, Switch};
 use super::{Failure, output};
-use crate::config::{Cipher, Config, Count, Interval, KeyUnusable, Setting, SocketMode};
+use crate::config::{
+    AbsolutePath, Cipher, Config, Count, Interval, KeyUnusable, Setting, SocketMode, TlsMode,
+};
 
 /// Flags of `run` about the key may be given, and count.
 #[derive(Args)]
@@ -124,6 +126,7 @@ pub(super) fn config(
     kms_rows(&mut table, &args.kms)?;
     volume_rows(&mut table);
     client_rows(&mut table);
+    tls_rows(&mut table);
     if args.kms.is_hosts_own() {
         table.go_back_to_the_hosts_own();
     }
@@ -189,6 +192,21 @@ fn client_rows(table: &mut Table) {
     let count = |count: &Count| count.0.into();
     table.add_file("limits.connections", None, &limits.connections, count, "1024");
     table.add_file("limits.connections_per_peer", None, &limits.connections_per_peer, count, "256");
+}
+
+fn tls_rows(table: &mut Table) {
+    let tls = &table.config.settings.tls;
+    let mode = |mode: &TlsMode| match mode {
+        TlsMode::Off => "off".into(),
+        TlsMode::On => "on".into(),
+        TlsMode::Require => "require".into(),
+    };
+    let path = |path: &AbsolutePath| path.0.to_string_lossy().into_owned().into();
+    table.add_file("tls.mode", None, &tls.mode, mode, "");
+    table.add_file("tls.cert", None, &tls.cert, path, "");
+    table.add_file("tls.key", None, &tls.key, path, "");
+    table.add_file("tls.client_ca", None, &tls.client_ca, path, "");
+    table.add_file("tls.allow", None, &tls.allow, |names| names.0.clone().into(), "");
 }
 
 fn print(rows: &[(&'static str, Value, String)], json: bool) {

@@ -169,6 +169,7 @@ impl RunArgs {
             KeyUnusable::Detach => WhenUnusable::Detach,
         });
         self.clients.inherit(config);
+        self.tls.inherit(config);
         self.kms.inherit(config);
     }
 

@@ -40,6 +40,27 @@ fn the_documented_example_is_valid_and_so_is_each_line_that_it_comments_out() {
 }
 
 #[test]
+fn sockets_limits_and_tls() {
+    let text = "[sockets]\nmode = '0660'\nallow_users = ['backup', '1000']\n[limits]\nconnections = 5\n[tls]\nmode = 'on'";
+    let settings = parse(text).expect("fine").settings;
+    assert_eq!(*settings.sockets.mode.expect("a mode").get_ref(), SocketMode(0o660));
+    assert_eq!(settings.sockets.allow_users.expect("users").get_ref().0, ["backup", "1000"]);
+    assert_eq!(*settings.limits.connections.expect("a limit").get_ref(), Count(5));
+    assert_eq!(*settings.tls.mode.expect("a mode").get_ref(), TlsMode::On);
+    for (wrong, word) in [
+        ("[sockets]\nmode = '0999'", "octal"),
+        ("[sockets]\nmode = '1777'", "0777"),
+        ("[sockets]\nallow_users = 'root'", "sequence"),
+        ("[limits]\nconnections = 0", "from 1 to 100000"),
+        ("[limits]\nconnection = 1", "connections_per_peer"),
+        ("[tls]\nmode = 'maybe'", "require"),
+        ("[tls]\ncert = 'relative.pem'", "absolute"),
+    ] {
+        assert!(refused(wrong).contains(word), "{wrong}: {}", refused(wrong));
+    }
+}
+
+#[test]
 fn a_setting_knows_its_line() {
     let config = parse("log = 'info'\n\n[encryption]\n# a comment\nkey = 'alias/a'\n").expect("fine");
     let key = config.settings.encryption.key.as_ref().expect("a key");

@@ -155,17 +155,27 @@ impl TryFrom<String> for SocketMode {
     }
 }
 
-/// Users by name or number, or `any`.
+/// A list of strings, each as [`Text`].
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Vec<Text>")]
-pub struct Users(pub Vec<String>);
+#[serde(from = "Vec<Text>")]
+pub struct Names(pub Vec<String>);
 
-impl TryFrom<Vec<Text>> for Users {
-    type Error = &'static str;
-
-    fn try_from(users: Vec<Text>) -> Result<Self, Self::Error> {
-        Ok(Self(users.into_iter().map(|Text(user)| user).collect()))
+impl From<Vec<Text>> for Names {
+    fn from(names: Vec<Text>) -> Self {
+        Self(names.into_iter().map(|Text(name)| name).collect())
     }
+}
+
+/// When TLS is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// Never.
+    Off,
+    /// With clients that ask for it.
+    On,
+    /// With all.
+    Require,
 }
 
 /// 4096 or 512 bytes.

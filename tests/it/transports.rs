@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::certificates::Certificates;
 use crate::leavings::{World, refused, refused_at_once, refuses};
 use crate::raw::Client;
 use crate::support::{
@@ -290,6 +291,45 @@ fn names_that_are_too_long_or_taken() {
     }
     let longest = "x".repeat(4096);
     assert_succeeds(&Lab::new().run(&["--size=1M", "--export", &longest], "true"));
+}
+
+/// What the file says holds for every volume, and flags go before it.
+#[test]
+fn the_configuration_file_has_sockets_limits_and_tls() {
+    let lab = Lab::new();
+    let certificates = Certificates::new(&lab);
+    let (path, address) = unix(&lab, "nbd.sock");
+    let [cert, key] = ["server-cert.pem", "server-key.pem"].map(|file| certificates.good.join(file));
+    let content = format!(
+        "[sockets]\nmode = \"0640\"\n[limits]\nconnections_per_peer = 1\n[tls]\ncert = {cert:?}\nkey = {key:?}\n"
+    );
+    std::fs::write(lab.path("sealblk.toml"), content).unwrap();
+    std::fs::set_permissions(lab.path("sealblk.toml"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let start = |more: &[&str]| {
+        let mut command =
+            lab.sealblk(["run", "--json", "--size=1M", "--listen", &address].iter().chain(more));
+        command.env("SEALBLK_CONFIG", lab.path("sealblk.toml"));
+        Volume::spawn(command)
+    };
+    let volume = start(&[]);
+    assert!(volume.uri.starts_with("nbds+unix://"), "{}", volume.uri);
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+    let one = Client::greeted(&path);
+    assert_shut(&mut UnixStream::connect(&path).unwrap());
+    drop(one);
+    assert!(volume.stop().0.success());
+    let volume = start(&["--tls=off", "--socket-mode=0600", "--max-connections-per-peer=2"]);
+    assert!(volume.uri.starts_with("nbd+unix://"), "{}", volume.uri);
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    let (_one, _other) = (Client::greeted(&path), Client::greeted(&path));
+    assert!(volume.stop().0.success());
+    let mut shown = lab.sealblk(["config"]);
+    shown.env("SEALBLK_CONFIG", lab.path("sealblk.toml"));
+    let shown = text(&finish(shown).stdout);
+    for row in ["sockets.mode", "limits.connections_per_peer", "tls.cert"] {
+        let line = shown.lines().find(|line| line.starts_with(row)).unwrap();
+        assert!(line.contains("sealblk.toml:"), "{line}");
+    }
 }
 
 /// libnbd's own way to start a server: it binds the socket, and its standard output is the pipeline's.
