@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::SIZE;
@@ -37,6 +38,9 @@ pub(super) fn converse(setup: u8, input: &[u8]) -> Option<Vec<u8>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.unwrap_or_else(|error| panic!("no runtime: {error}"));
     let (output, served) = runtime.block_on(async {
+        // A target of libFuzzer does not begin as Rust's programs do, which ignore this signal: with somebody who
+        // waits for it, writing to a client that is gone is an error as well, and not the end of the process.
+        let _pipe = signal(SignalKind::pipe()).unwrap_or_else(|error| panic!("no signals: {error}"));
         let both = async {
             let (stop, stopped) = watch::channel(Signal::Run);
             let (listener, path) = listener().await;

@@ -2,6 +2,7 @@
 //! does not grow with what is asked of it, nothing of them is left when they are gone, and the volume ends in order.
 
 mod crowds;
+mod encrypted;
 mod floods;
 mod haggling;
 mod slow;
@@ -75,14 +76,17 @@ fn beside(misbehave: impl FnOnce(&Path)) {
 
 /// The same with arguments for `sealblk run`.
 fn beside_with(args: &[&str], misbehave: impl FnOnce(&Path)) {
-    let lab = Lab::new();
-    let volume = start(&lab, args);
+    beside_in(&Lab::new(), args, misbehave);
+}
+
+fn beside_in(lab: &Lab, args: &[&str], misbehave: impl FnOnce(&Path)) {
+    let volume = start(lab, args);
     let idle = Held::by(&volume);
     serve(&volume, misbehave);
     eventually(&format!("the server, which had {idle:?}, lets go of its clients"), || {
         Held::by(&volume).is_within(&idle)
     });
-    end(&lab, volume);
+    end(lab, volume);
 }
 
 /// Serves a volume to a bystander and to `misbehave`; what that returns stays alive beyond the volume's end.
