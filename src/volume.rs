@@ -9,7 +9,8 @@
 //! writes it back, which must not undo what another request wrote to the same sector meanwhile. So the volume is
 //! divided into regions, each with a readers-writer lock from a fixed set: whole sectors are written with the lock
 //! shared, part of a sector is changed with the lock held alone. Clients that write whole sectors never wait for
-//! each other. Partial reads share the lock too: a cipher block must not be read while its other bytes change.
+//! each other. Reads share the lock too: of a sector that is changed for one of its bytes, and read half before and
+//! half after, other bytes would come out as noise, though nobody writes to them. Bytes that are being written may.
 
 mod holes;
 mod scratch;
@@ -173,6 +174,24 @@ impl EncryptedVolume {
         }
     }
 
+    /// Reads whole sectors.
+    fn read_sectors(
+        &self,
+        body: ByteRange,
+        mut data: &mut [u8],
+        extents: &mut Extents,
+    ) -> Result<(), BlockError> {
+        for piece in body.pieces(REGION) {
+            let (now, later) = data.split_at_mut(bytes(piece));
+            data = later;
+            let shared = self.shared(piece.start());
+            self.store.read(piece.start(), now)?;
+            drop(shared);
+            self.decipher(piece.start(), now, extents);
+        }
+        Ok(())
+    }
+
     /// Reads the one sector of `scratch`; true if it is a hole.
     fn read_sector(&self, scratch: &mut Scratch) -> Result<bool, BlockError> {
         let (offset, sector) = (scratch.offset, scratch.sector());
@@ -263,10 +282,7 @@ impl BlockDevice for EncryptedVolume {
         let (first, rest) = buffer.split_at_mut(bytes(head));
         let (middle, last) = rest.split_at_mut(bytes(body));
         self.read_part(head, first, extents)?;
-        if !body.is_empty() {
-            self.store.read(body.start(), middle)?;
-            self.decipher(body.start(), middle, extents);
-        }
+        self.read_sectors(body, middle, extents)?;
         self.read_part(tail, last, extents)
     }
 

@@ -77,6 +77,21 @@ fn whole_sectors_and_parts_of_them_do_not_tear() {
     assert_eq!(sector, [7; 4096]);
 }
 
+/// A byte is written into a hole while the whole sector is read: the other bytes are nobody's to change.
+#[test]
+fn a_sector_is_not_read_while_it_is_changed_by_halves() {
+    let (half_written, reader) = std::sync::mpsc::channel();
+    let volume = volume_over(Box::new(stores::ByHalves::new(half_written)), SectorSize::B4096, true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| volume.write(100, &mut [7], false).unwrap());
+        reader.recv().unwrap();
+        let mut two = [0xee; 8192];
+        volume.read(0, &mut two, &mut Extents::default()).unwrap();
+        assert!([0, 7].contains(&std::mem::take(&mut two[100])));
+        assert_eq!(two, [0; 8192]);
+    });
+}
+
 /// Reads the ciphertext behind a volume through a second descriptor.
 fn ciphertext(sector: SectorSize, use_it: impl FnOnce(&EncryptedVolume)) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();

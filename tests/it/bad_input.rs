@@ -4,7 +4,7 @@
 mod addresses;
 mod backings;
 mod commands;
-mod devices;
+pub(crate) mod devices;
 mod embedded;
 mod keys;
 mod kms;

@@ -29,6 +29,7 @@ mod kms_peers;
 mod leavings;
 mod manual;
 mod memory;
+mod model;
 mod peer;
 mod policies;
 mod preflight;

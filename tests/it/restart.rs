@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 const SIGUSR1: i32 = 10;
-const SIGUSR2: i32 = 12;
+pub(crate) const SIGUSR2: i32 = 12;
 
 /// fio at work on a volume, with verification.
 pub(crate) struct Load {
@@ -67,7 +67,7 @@ impl Drop for Load {
 }
 
 /// Waits until the successor has said that it serves.
-fn await_successor(volume: &mut Volume) {
+pub(crate) fn await_successor(volume: &mut Volume) {
     let mut line = String::new();
     volume.stdout.read_line(&mut line).unwrap();
     let serving: Value =

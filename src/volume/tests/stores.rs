@@ -2,6 +2,8 @@
 
 use std::io;
 use std::sync::Mutex;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use super::SIZE;
 use crate::block::Extents;
@@ -122,6 +124,54 @@ impl Store for GrainyStore {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.bytes.lock().unwrap()[offset as usize..][..data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn discard(&self, range: ByteRange) -> io::Result<()> {
+        self.bytes.lock().unwrap()[within(range)].fill(0);
+        Ok(())
+    }
+
+    fn discards_quickly(&self) -> bool {
+        true
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes the second half of what it is given a while after the first one, and says so in between.
+pub(super) struct ByHalves {
+    bytes: Mutex<Vec<u8>>,
+    half_written: Mutex<Sender<()>>,
+}
+
+impl ByHalves {
+    pub(super) fn new(half_written: Sender<()>) -> Self {
+        Self { bytes: Mutex::new(vec![0; SIZE]), half_written: Mutex::new(half_written) }
+    }
+}
+
+impl Store for ByHalves {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.copy_from_slice(&self.bytes.lock().unwrap()[offset as usize..][..buffer.len()]);
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, _: usize, extents: &mut Extents) -> io::Result<()> {
+        extents.push(range.length(), false);
+        Ok(())
+    }
+
+    fn prefetch(&self, _: ByteRange) {}
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let (start, half) = (offset as usize, data.len() / 2);
+        self.bytes.lock().unwrap()[start..][..half].copy_from_slice(&data[..half]);
+        self.half_written.lock().unwrap().send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        self.bytes.lock().unwrap()[start + half..][..data.len() - half].copy_from_slice(&data[half..]);
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use crate::tampering::change;
 const SIZE: u64 = 4 << 20;
 
 /// A loop device over a file full of data.
-struct Device {
-    path: String,
+pub(crate) struct Device {
+    pub(crate) path: String,
     file: PathBuf,
 }
 
@@ -28,9 +28,13 @@ fn as_root(script: &str) -> String {
 
 impl Device {
     fn new(lab: &Lab, options: &str) -> Self {
+        Self::of_size(lab, options, SIZE)
+    }
+
+    pub(crate) fn of_size(lab: &Lab, options: &str, size: u64) -> Self {
         drop(tool("losetup"));
         let file = lab.path("disk");
-        std::fs::write(&file, vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
+        std::fs::write(&file, vec![7; usize::try_from(size).unwrap()]).unwrap();
         let script = format!("losetup {options} --find --show {}", file.display());
         let device = Self { path: as_root(&script), file };
         as_root(&format!("chown {} {}", owner(&device.file), device.path));
