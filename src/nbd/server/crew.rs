@@ -313,7 +313,9 @@ mod tests {
             }
             (0..more).for_each(|_| assert!(crew.join()));
             // All of them get stuck as well.
-            (0..more).for_each(|_| drop(goes_to_work(&crew)));
+            for _ in 0..more {
+                goes_to_work(&crew);
+            }
             assert_eq!(crew.look(Look::Glance), Seen::Busy);
             sizes.push(crew.threads());
         }
