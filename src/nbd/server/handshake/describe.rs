@@ -1,21 +1,21 @@
 //! What a client is told of exports.
 
-use crate::nbd::server::{Export, Exports, Replies};
+use crate::nbd::server::{Agreed, Export, Exports, Replies};
 use crate::nbd::wire::{
     ExportReply, InfoType, MAX_PAYLOAD, OptionCode, OptionReply, TransmissionFlags, block_size_info,
     export_info, server_entry, text_info,
 };
 
 /// The reply to NBD_OPT_EXPORT_NAME.
-pub(super) fn export_reply(export: &Export, replies: Replies) -> ExportReply {
-    ExportReply { size: export.device.size(), flags: flags(export, replies) }
+pub(super) fn export_reply(export: &Export, agreed: Agreed) -> ExportReply {
+    ExportReply { size: export.device.size(), flags: flags(export, agreed) }
 }
 
 /// The replies to NBD_OPT_INFO and NBD_OPT_GO.
-pub(super) fn describe(code: OptionCode, export: &Export, replies: Replies, wanted: &[InfoType]) -> Vec<u8> {
+pub(super) fn describe(code: OptionCode, export: &Export, agreed: Agreed, wanted: &[InfoType]) -> Vec<u8> {
     let device = &export.device;
     let mut infos = vec![
-        export_info(device.size(), flags(export, replies)),
+        export_info(device.size(), flags(export, agreed)),
         // Any byte range is served, so the smallest block is one byte, and no client need have asked for this.
         block_size_info(1, device.features().preferred_block, MAX_PAYLOAD),
     ];
@@ -38,10 +38,15 @@ pub(super) fn list(code: OptionCode, exports: &Exports) -> Vec<u8> {
     bytes
 }
 
-/// NBD_CMD_FLAG_DF means something in structured replies only.
-fn flags(export: &Export, replies: Replies) -> TransmissionFlags {
-    match replies {
-        Replies::Simple => export.flags(),
-        Replies::Structured | Replies::Extended => export.flags().and(TransmissionFlags::SEND_DF),
+/// NBD_CMD_FLAG_DF means something in structured replies only, and a payload that filters contexts only in extended
+/// requests, once there is a context.
+fn flags(export: &Export, agreed: Agreed) -> TransmissionFlags {
+    let flags = export.flags();
+    match agreed.replies {
+        Replies::Simple => flags,
+        Replies::Extended if agreed.allocation => {
+            flags.and(TransmissionFlags::SEND_DF).and(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
+        }
+        Replies::Structured | Replies::Extended => flags.and(TransmissionFlags::SEND_DF),
     }
 }

@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
             None => hang_up(Fault::NoSuchExport(name.into_owned())),
             Some(export) => {
                 let agreed = self.mode.agreed(export);
-                let bytes = export_reply(export, agreed.replies).encode(self.client);
+                let bytes = export_reply(export, agreed).encode(self.client);
                 Answer::ends(bytes, Then::Transmit(export.clone(), agreed))
             }
         }
@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         };
         let Some(export) = self.exports.find(&request.name) else { return self.refuse_name(code) };
         let agreed = self.mode.agreed(export);
-        let bytes = describe(code, export, agreed.replies, &request.wanted);
+        let bytes = describe(code, export, agreed, &request.wanted);
         let then = match code {
             OptionCode::GO => Then::Transmit(export.clone(), agreed),
             _ => Then::GoOn(self),

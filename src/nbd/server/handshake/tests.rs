@@ -240,6 +240,24 @@ fn contexts_need_structured_replies_first() {
 }
 
 #[test]
+fn a_status_may_be_filtered_where_there_is_a_context_and_headers_have_room() {
+    const PAYLOAD: u16 = TransmissionFlags::BLOCK_STATUS_PAYLOAD.0;
+    let exports = exports();
+    for (headers, context, offered) in [
+        (Code::STRUCTURED_REPLY, true, 0),
+        (Code::EXTENDED_HEADERS, false, 0),
+        (Code::EXTENDED_HEADERS, true, PAYLOAD),
+    ] {
+        let mut it = Haggling::with(&exports);
+        it.verdict(headers, b"");
+        if context {
+            assert_eq!(it.ask(Code::SET_META_CONTEXT, &contexts("one", &[ALLOCATION])).len(), 2);
+        }
+        assert_eq!(it.go("one").2 & PAYLOAD, offered);
+    }
+}
+
+#[test]
 fn a_context_lapses_with_the_next_selection_and_with_another_export() {
     let exports = exports();
     let selected = || {

@@ -66,6 +66,8 @@ impl TransmissionFlags {
     pub const SEND_CACHE: Self = Self(1 << 10);
     /// NBD_CMD_FLAG_FAST_ZERO is served.
     pub const SEND_FAST_ZERO: Self = Self(1 << 11);
+    /// NBD_CMD_BLOCK_STATUS may have a payload that names contexts; goes with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: Self = Self(1 << 12);
 
     /// Both sets.
     #[must_use]
