@@ -93,6 +93,11 @@ impl Connection {
         self.link.shutdown(Shutdown::Both);
     }
 
+    /// Nobody receives what is sent from now on.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
     /// Ends long requests, and then what is left of the connection.
     pub(super) fn abort(&self) {
         self.export.device.stop();

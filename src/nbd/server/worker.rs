@@ -34,6 +34,10 @@ impl<'a> Worker<'a> {
     /// Serves until there is nothing more to do. `recruit` starts another thread, which has joined already.
     pub(super) fn run(mut self, recruit: impl Fn()) -> End {
         while let Some(turn) = self.connection.crew().wait() {
+            if self.connection.is_cut() {
+                // What was read ahead of a client that is gone is not worth serving.
+                return End::Over;
+            }
             let (pending, job) = match self.receive(turn, &recruit) {
                 Ok(Some(received)) => received,
                 Ok(None) => return End::Over,
