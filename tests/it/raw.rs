@@ -296,15 +296,15 @@ impl<S: Stream> Client<S> {
         reply.data
     }
 
-    /// NBD_CMD_DISC, and then [`Client::to_the_end`].
+    /// NBD_CMD_DISC, and then [`Client::hear_out`].
     pub(crate) fn part(mut self) -> HashMap<u64, Reply> {
         self.stream.exchange(&encoded(self.mode, 0, DISC, 0, 0, 0, b""), &mut self.inbox).unwrap();
-        self.to_the_end()
+        self.hear_out()
     }
 
     /// All replies that are still to come, and the end of the stream: not a byte too many. For a client that has
     /// said in one way or another that it will send no more.
-    pub(crate) fn to_the_end(mut self) -> HashMap<u64, Reply> {
+    pub(crate) fn hear_out(mut self) -> HashMap<u64, Reply> {
         let mut replies = std::mem::take(&mut self.finished);
         while self.in_flight() > 0 {
             replies.extend(self.piece_of_reply().unwrap());

@@ -169,7 +169,6 @@ fn simple(served: &Served) -> Vec<Turn> {
     client.write_all(&[7; 5000]).unwrap();
     client.flush().unwrap();
     client.read_exact(&mut [0; 70_000]).unwrap();
-    drop(client);
     drop(stream);
     recording.join().unwrap()
 }

@@ -148,10 +148,8 @@ impl Operation {
                 }
             }
             BLOCK_STATUS if mode == Mode::Simple || self.length == 0 => errors.push(EINVAL),
-            WRITE_ZEROES if self.flags & FAST_ZERO != 0 => {
-                if self.flags & NO_HOLE != 0 || !export.discard {
-                    errors.push(ENOTSUP);
-                }
+            WRITE_ZEROES if self.flags & FAST_ZERO != 0 && (self.flags & NO_HOLE != 0 || !export.discard) => {
+                errors.push(ENOTSUP);
             }
             _ => {}
         }

@@ -85,11 +85,7 @@ fn requests_of_every_kind() {
                     let [gone, client] = clients;
                     drop(gone);
                     client.stream.shutdown(Shutdown::Write).unwrap();
-                    assert_eq!(
-                        client.to_the_end().len(),
-                        whole,
-                        "{mode:?}, {cut} bytes of command {command}"
-                    );
+                    assert_eq!(client.hear_out().len(), whole, "{mode:?}, {cut} bytes of command {command}");
                 }
             }
         }

@@ -23,7 +23,7 @@ use super::TlsSettings;
 use super::names::Allowed;
 
 /// Longer than any chain of certificates, short enough to be read whole.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: u32 = 1 << 20;
 
 /// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,12 +200,12 @@ fn contents(role: Role, path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let failed = |source| TlsError::Read { role, path: path.into(), source };
     let found = fs::metadata(path).map_err(failed)?;
     // A pipe is not opened at all, for that could take for ever.
-    if !found.is_file() || found.len() > MAX_FILE {
+    if !found.is_file() || found.len() > MAX_FILE.into() {
         return Err(TlsError::NotPem { role, path: path.into() });
     }
     // With room for all of it, so that growing leaves no copy behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-    File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)).map_err(failed)?;
+    File::open(path).and_then(|file| file.take(MAX_FILE.into()).read_to_end(&mut bytes)).map_err(failed)?;
     Ok(bytes)
 }
 
