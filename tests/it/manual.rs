@@ -46,20 +46,31 @@ fn a_man_page_for_every_command() {
     );
 }
 
-/// docs/systems.md names a test for each row: each is there.
+/// Tables in the documents name a test for each row: each is there.
 #[test]
 fn every_test_that_a_document_names_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let document = std::fs::read_to_string(root.join("docs/systems.md")).unwrap();
-    let names: Vec<_> = document.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect();
-    assert!(names.len() > 20, "{names:?}");
-    for name in names.into_iter().filter(|name| !name.contains("MODULE")) {
-        let (module, test) = name.rsplit_once("::").unwrap();
-        let module = root.join("tests/it").join(module.replace("::", "/"));
-        let is_module = module.join(format!("{test}.rs")).exists();
-        let source = std::fs::read_to_string(module.with_extension("rs")).unwrap_or_default();
-        assert!(is_module || source.contains(&format!("fn {test}()")), "{name} is no test");
+    for document in ["docs/systems.md", "docs/protocol.md"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        let names: Vec<_> = text.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect();
+        assert!(names.len() > 20, "{document}: {names:?}");
+        for name in names.into_iter().filter(|name| !name.contains("MODULE")) {
+            assert!(is_test(root, name), "{document}: {name} is no test");
+        }
     }
+}
+
+/// Whether a black-box test, one of their modules, or a unit test has this name.
+fn is_test(root: &std::path::Path, name: &str) -> bool {
+    let (module, test) = name.rsplit_once("::").unwrap();
+    let has = |place: &str, module: &str| {
+        let module = root.join(place).join(module.replace("::", "/"));
+        let source = std::fs::read_to_string(module.with_extension("rs")).unwrap_or_default();
+        source.contains(&format!("fn {test}(")) || module.join(format!("{test}.rs")).exists()
+    };
+    // Unit tests stand in a file of their own, or at the end of what they test.
+    let unit = module.strip_suffix("::tests").is_some_and(|tested| has("src", tested));
+    has("tests/it", module) || has("src", module) || unit
 }
 
 #[test]
