@@ -154,6 +154,9 @@ pub struct Listener {
     socket: AsyncFd<OwnedFd>,
     place: Place,
     users: Users,
+    /// Who owned a Unix socket's file when it was taken up. Not asked for later: by then somebody else's file may
+    /// have the path.
+    owner: Option<u32>,
 }
 
 enum Place {
@@ -219,7 +222,11 @@ impl Listener {
             reason = "sound for a descriptor that is owned and always the same; what replaces it is unsafe"
         )]
         let socket = AsyncFd::new(socket)?;
-        Ok(Self { socket, place, users: Users::default() })
+        let owner = match &place {
+            Place::Unix { path, .. } => path.as_deref().and_then(unix::owner),
+            Place::Tcp(_) | Place::Vsock { .. } => None,
+        };
+        Ok(Self { socket, place, users: Users::default(), owner })
     }
 
     /// Says who may connect, if it is a Unix socket, besides root, the process's own user and the file's owner.
@@ -336,8 +343,7 @@ impl Listener {
 
     /// Whether the user of a Unix socket's peer may be a client.
     pub(super) fn admits(&self, user: u32) -> bool {
-        let owner = || self.path().and_then(unix::owner) == Some(user);
-        self.users.contain(user) || owner()
+        self.users.contain(user) || self.owner == Some(user)
     }
 }
 

@@ -108,10 +108,9 @@ impl Overseer {
         });
         // Without the lock: what is let go of here may be the last of a connection.
         for (connection, registration, more) in stuck {
-            let (Some(registration), Some(connection)) = (registration.upgrade(), connection.upgrade())
-            else {
-                continue;
-            };
+            // In this order: as long as there is a registration, nobody takes the connection apart for a successor.
+            let Some(registration) = registration.upgrade() else { continue };
+            let Some(connection) = connection.upgrade() else { continue };
             // More threads would only stand in line to send.
             if !connection.outgoing().is_sending() {
                 let more = more.min(EXTRA.saturating_sub(threads));

@@ -108,18 +108,18 @@ pub(super) fn bind(path: &Path, ownership: Ownership) -> Result<(OwnedFd, Socket
     let socket = socket.map_err(failed)?;
     let file = SocketFile::adopt(path).map_err(failed)?;
     own(path, ownership)?;
-    // Last: whoever could open the file until now was refused, since nobody listened.
-    rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
     Ok((socket, file))
 }
 
 /// The mode is set on the socket before it has a name: bind(2) takes it over, and no moment is left in which
-/// others could open the file.
+/// others could open the file. It listens at once, for a socket that does not is taken for abandoned by whoever else
+/// wants the path.
 fn try_bind(path: &Path) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::fs::fchmod(&socket, Mode::from_raw_mode(PRIVATE))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
