@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedCipherSuite};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use zeroize::{Zeroize, Zeroizing};
@@ -134,7 +134,7 @@ pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError
         }
         Err(error) => return Err(unusable(Role::Certificate, &settings.cert, &error)),
     }
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     // The provider has ciphers of both versions, so this cannot fail for lack of them.
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -150,13 +150,24 @@ pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError
     Ok(Arc::new(config))
 }
 
+/// Without those ciphers of TLS 1.2 that may encipher so many records and no more (AES-GCM): keys cannot be changed
+/// there, and rustls ends a session that has reached the limit and takes what is written after it for sent.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| match suite {
+        SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit == u64::MAX,
+        SupportedCipherSuite::Tls13(_) => true,
+    });
+    provider
+}
+
 fn verifier(path: &Path, allow: &[String]) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let failed = |error: &dyn fmt::Display| unusable(Role::ClientCa, path, error);
     let mut roots = RootCertStore::empty();
     for certificate in certificates(Role::ClientCa, path)? {
         roots.add(certificate).map_err(|error| failed(&error))?;
     }
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| failed(&error))?;

@@ -3,18 +3,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
 
 /// A certificate that signs itself, and its key, as PEM files.
-pub(super) struct Pair {
+pub(in crate::nbd::server) struct Pair {
     directory: tempfile::TempDir,
 }
 
 impl Pair {
-    pub(super) fn new() -> Self {
+    pub(in crate::nbd::server) fn new() -> Self {
         let pair = Self { directory: tempfile::tempdir().unwrap() };
         pair.renew("localhost");
         pair
@@ -39,13 +40,26 @@ impl Pair {
         fs::rename(self.path("new-cert"), self.path("cert")).unwrap();
     }
 
-    pub(super) fn settings(&self) -> TlsSettings {
+    pub(in crate::nbd::server) fn settings(&self) -> TlsSettings {
         let (cert, key) = (self.path("cert"), self.path("key"));
         TlsSettings { mode: TlsMode::Require, cert, key, client_ca: None, allow: Vec::new() }
     }
 
-    pub(super) fn certificate(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_file(self.path("cert")).unwrap()
+    /// A client that trusts the certificate.
+    pub(in crate::nbd::server) fn client(
+        &self,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> ClientConnection {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("cert")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        ClientConnection::new(Arc::new(config), name).unwrap()
     }
 }
 
