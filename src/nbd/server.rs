@@ -187,7 +187,7 @@ async fn end(live: Vec<Arc<Connection>>, shared: Arc<Shared>, mut all_done: mpsc
     busy.len()
 }
 
-/// Stops every connection between two requests; returns those that are there to go on, and how many had to be cut.
+/// Stops every connection between two requests, and drains those that cannot be handed over; returns those that are there to go on, and how many had to be cut.
 async fn hand_over(
     live: Vec<Arc<Connection>>,
     shared: Arc<Shared>,
@@ -196,6 +196,8 @@ async fn hand_over(
     if let Some(Err(error)) = shared.pause.as_ref().map(|pause| pause.ask()) {
         tracing::warn!(%error, "clients that are idle cannot be woken for the hand-over");
     }
+    // Nothing waits for a pause that they cannot keep.
+    live.iter().filter(|connection| !connection.can_be_handed_over()).for_each(|live| live.begin_drain());
     let drain = shared.limits.drain;
     drop(shared);
     let mut cut_off = 0;

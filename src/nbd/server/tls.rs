@@ -106,4 +106,4 @@ impl Tls {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
