@@ -27,6 +27,7 @@ mod read;
 mod receiver;
 mod reply;
 mod request;
+mod seldom;
 mod socket;
 mod tls;
 mod worker;
@@ -280,7 +281,7 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 
 /// One client, from its first byte to its last.
 async fn attend(stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
-    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_deref(), stop.clone());
+    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_ref(), stop.clone());
     let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
     let (channel, export, agreed) = match haggled {
         Ok(Ok(handshake::Outcome::Transmit(channel, export, agreed))) => (channel, export, agreed),

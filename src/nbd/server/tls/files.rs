@@ -107,7 +107,8 @@ pub enum TlsError {
     },
 }
 
-/// What tells that a file has changed: device, inode, bytes, and the time of the last change.
+/// What tells that a file has changed: device, inode, bytes, and the time of the last change, that of owner and mode
+/// included (ctime), in seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 /// The certificate's, the key's and the CA's; `None` for one that is not there.
 pub(super) type Stamps = [Option<Stamp>; 3];
@@ -117,14 +118,13 @@ pub(super) fn stamps(settings: &TlsSettings) -> Stamps {
     let TlsSettings { cert, key, client_ca, .. } = settings;
     [Some(cert), Some(key), client_ca.as_ref()].map(|path| {
         let found = fs::metadata(path?).ok()?;
-        Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
     })
 }
 
 /// Reads all files.
 pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(Role::Certificate, &settings.cert)?;
-    warn_of_time(&settings.cert, &chain[0])?;
     let key = CertifiedKey::new(chain, signing_key(&settings.key)?);
     match key.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
@@ -143,6 +143,9 @@ pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError
         Some(path) => builder.with_client_cert_verifier(verifier(path, &settings.allow)?),
         None => builder.with_no_client_auth(),
     };
+    // Only now: files that cannot be read are tried again for each client.
+    warn_of_time(&settings.cert, &key.cert[0])?;
+    warn_of_rights(&settings.key);
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     // Connections last for long, and a client that resumes a session is not asked for its certificate again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -197,14 +200,16 @@ fn signing_key(path: &Path) -> Result<Arc<dyn rustls::sign::SigningKey>, TlsErro
     })?;
     let signing = aws_lc_rs::sign::any_supported_type(&key);
     key.zeroize();
-    let signing = signing.map_err(|error| unusable(role, path, &error))?;
+    signing.map_err(|error| unusable(role, path, &error))
+}
+
+fn warn_of_rights(path: &Path) {
     if fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0) {
         tracing::warn!(
             key = %path.display(),
             "every user of this machine may read the TLS private key; take that right away (chmod o-r)"
         );
     }
-    Ok(signing)
 }
 
 fn contents(role: Role, path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {

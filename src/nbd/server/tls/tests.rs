@@ -1,8 +1,11 @@
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -132,6 +135,45 @@ fn files_are_read_anew_when_they_change_and_kept_while_they_are_of_no_use() {
     let third = tls.config();
     assert!(!Arc::ptr_eq(&second, &third));
     assert!(Arc::ptr_eq(&third, &tls.config()));
+}
+
+#[test]
+fn a_key_that_can_be_read_again_is_taken() {
+    let pair = Pair::new();
+    let tls = Tls::load(pair.settings()).unwrap();
+    let first = tls.config();
+    let mode = |mode| fs::set_permissions(pair.path("key"), Permissions::from_mode(mode)).unwrap();
+    pair.renew("renewed");
+    mode(0);
+    // Root may read everything, but for these; they are this thread's.
+    let all = capabilities(None).unwrap();
+    let mut few = all;
+    few.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    set_capabilities(None, few).unwrap();
+    assert!(fs::read(pair.path("key")).is_err());
+    assert!(Arc::ptr_eq(&first, &tls.config()), "the key cannot be read");
+    assert!(Arc::ptr_eq(&first, &tls.config()));
+    let unreadable = stamps(&pair.settings());
+    // Longer than the clock that files are stamped by takes for a tick.
+    std::thread::sleep(Duration::from_millis(20));
+    mode(0o600);
+    assert!(stamps(&pair.settings()) != unreadable, "a change of mode shows");
+    assert!(!Arc::ptr_eq(&first, &tls.config()));
+    set_capabilities(None, all).unwrap();
+}
+
+#[test]
+fn what_kept_files_from_being_read_need_not_show_in_them() {
+    let pair = Pair::new();
+    let tls = Tls::load(pair.settings()).unwrap();
+    let first = tls.config();
+    pair.renew("renewed");
+    let before = tls.current.lock().unwrap().stamps;
+    fs::rename(pair.path("key"), pair.path("away")).unwrap();
+    assert!(Arc::ptr_eq(&first, &tls.config()));
+    assert!(tls.current.lock().unwrap().stamps == before, "the next client's arrival tries again");
+    fs::rename(pair.path("away"), pair.path("key")).unwrap();
+    assert!(!Arc::ptr_eq(&first, &tls.config()));
 }
 
 #[test]
