@@ -47,7 +47,7 @@ pub struct TlsSettings {
     /// CAs, one of which must have signed a client's certificate; without, clients are asked for none.
     pub client_ca: Option<PathBuf>,
     /// Names, one of which a client's certificate must have: as a DNS name, URI or e-mail address among its
-    /// alternative names, or as its subject's common name. If there are none, any certificate will do.
+    /// alternative names or, if it has no alternative names at all, as its subject's common name. If there are none, any certificate will do.
     pub allow: Vec<String>,
 }
 

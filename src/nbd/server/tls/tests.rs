@@ -176,29 +176,34 @@ fn what_kept_files_from_being_read_need_not_show_in_them() {
     assert!(!Arc::ptr_eq(&first, &tls.config()));
 }
 
-#[test]
-fn a_certificate_has_its_alternative_names_and_its_common_name() {
+/// A certificate of this subject, and perhaps with an extension.
+fn parsed(subject: &str, extension: Option<&str>) -> x509_cert::Certificate {
     let directory = tempfile::tempdir().unwrap();
-    let names =
-        "subjectAltName=DNS:Worker.Example,URI:spiffe://example/worker,email:worker@example.org,IP:10.0.0.1";
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-days", "30", "-subj", "/O=Example/CN=the worker", "-addext", names])
+        .args(["-days", "30", "-subj", subject])
+        .args(extension.into_iter().flat_map(|extension| ["-addext", extension]))
         .args(["-keyout", "key", "-out", "cert"])
         .current_dir(directory.path())
         .output()
         .expect("openssl is missing: run scripts/setup test");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let certificate = CertificateDer::from_pem_file(directory.path().join("cert")).unwrap();
-    let parsed = x509_cert::der::Decode::from_der(&certificate).unwrap();
+    x509_cert::der::Decode::from_der(&certificate).unwrap()
+}
+
+#[test]
+fn a_certificate_has_its_alternative_names() {
+    let names =
+        "subjectAltName=DNS:Worker.Example,URI:spiffe://example/worker,email:worker@example.org,IP:10.0.0.1";
+    let parsed = parsed("/O=Example/CN=the worker", Some(names));
     for (name, has) in [
         ("worker.example", true),
         ("WORKER.EXAMPLE", true),
         ("spiffe://example/worker", true),
         ("spiffe://example/WORKER", false),
         ("worker@example.org", true),
-        ("the worker", true),
-        ("The Worker", false),
+        ("the worker", false),
         ("worker", false),
         ("Example", false),
         ("10.0.0.1", false),
@@ -206,4 +211,14 @@ fn a_certificate_has_its_alternative_names_and_its_common_name() {
     ] {
         assert_eq!(names::has_name(&parsed, name), has, "{name}");
     }
+}
+
+#[test]
+fn a_common_name_counts_where_there_are_no_alternative_names() {
+    let alone = parsed("/O=Example/CN=the worker", None);
+    for (name, has) in [("the worker", true), ("The Worker", false), ("Example", false), ("", false)] {
+        assert_eq!(names::has_name(&alone, name), has, "{name}");
+    }
+    let unnamed = parsed("/CN=the worker", Some("subjectAltName=IP:10.0.0.1"));
+    assert!(!names::has_name(&unnamed, "the worker"), "an address is an alternative name as well");
 }
