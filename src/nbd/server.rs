@@ -27,6 +27,7 @@ mod read;
 mod receiver;
 mod reply;
 mod request;
+mod seldom;
 mod socket;
 mod tls;
 mod worker;
@@ -187,7 +188,7 @@ async fn end(live: Vec<Arc<Connection>>, shared: Arc<Shared>, mut all_done: mpsc
     busy.len()
 }
 
-/// Stops every connection between two requests; returns those that are there to go on, and how many had to be cut.
+/// Stops every connection between two requests, and drains those that cannot be handed over; returns those that are there to go on, and how many had to be cut.
 async fn hand_over(
     live: Vec<Arc<Connection>>,
     shared: Arc<Shared>,
@@ -196,6 +197,8 @@ async fn hand_over(
     if let Some(Err(error)) = shared.pause.as_ref().map(|pause| pause.ask()) {
         tracing::warn!(%error, "clients that are idle cannot be woken for the hand-over");
     }
+    // Nothing waits for a pause that they cannot keep.
+    live.iter().filter(|connection| !connection.can_be_handed_over()).for_each(|live| live.begin_drain());
     let drain = shared.limits.drain;
     drop(shared);
     let mut cut_off = 0;
@@ -278,7 +281,7 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 
 /// One client, from its first byte to its last.
 async fn attend(stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
-    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_deref(), stop.clone());
+    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_ref(), stop.clone());
     let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
     let (channel, export, agreed) = match haggled {
         Ok(Ok(handshake::Outcome::Transmit(channel, export, agreed))) => (channel, export, agreed),

@@ -203,7 +203,7 @@ fn clients_are_asked_for_certificates_and_names() {
     for (allow, welcome) in [
         (&[][..], true),
         (&["--tls-allow", "worker.example"], true),
-        (&["--tls-allow", "worker"], true),
+        (&["--tls-allow", "worker"], false),
         (&["--tls-allow", "somebody.example", "--tls-allow", "WORKER.example"], true),
         (&["--tls-allow", "somebody.example"], false),
     ] {

@@ -6,16 +6,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use nix::sys::socket::{VsockAddr, getpeername, getsockopt, sockopt::PeerCredentials};
 use rustix::net::AddressFamily;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::seldom::Seldom;
 use super::{Limits, Listener};
-
-/// How often the same kind of refusal is logged: a client that tries again and again must not fill the log.
-const SELDOM: Duration = Duration::from_secs(60);
 
 /// Who may connect to a Unix socket, besides root, the process's own user and the owner of the socket's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,23 +220,6 @@ impl Drop for Seat {
     }
 }
 
-/// Something that is said once in [`SELDOM`].
-#[derive(Default)]
-struct Seldom(Mutex<(Option<Instant>, u64)>);
-
-impl Seldom {
-    /// How often it was left unsaid since it was last said; `None` if it is not to be said this time either.
-    fn say(&self) -> Option<u64> {
-        let (last, unsaid) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|last| last.elapsed() < SELDOM) {
-            *unsaid += 1;
-            return None;
-        }
-        *last = Some(Instant::now());
-        Some(std::mem::take(unsaid))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,15 +245,6 @@ mod tests {
         drop(first);
         assert!(seats.take(one, 2).is_some());
         assert_eq!(seats.lock().len(), 1, "whoever has gone is forgotten");
-    }
-
-    #[test]
-    fn what_happens_often_is_said_seldom_and_counted() {
-        let seldom = Seldom::default();
-        assert_eq!(seldom.say(), Some(0));
-        assert_eq!((seldom.say(), seldom.say()), (None, None));
-        seldom.0.lock().unwrap().0 = None;
-        assert_eq!(seldom.say(), Some(2));
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Connection {
         self.link.shutdown(Shutdown::Read);
     }
 
+    /// Whether a successor can go on with it once it is paused; if not, it is to be drained.
+    pub(super) fn can_be_handed_over(&self) -> bool {
+        self.link.can_be_handed_over()
+    }
+
     /// Ends what is left of the connection.
     pub(super) fn cut(&self) {
         self.cut.store(true, Ordering::Release);

@@ -58,7 +58,7 @@ pub(super) enum HandshakeError {
 pub(super) async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     exports: &Exports,
-    tls: Option<&Tls>,
+    tls: Option<&Arc<Tls>>,
     stop: watch::Receiver<Signal>,
 ) -> Result<Outcome<S>, HandshakeError> {
     let mut ending = stop.clone();
@@ -79,13 +79,13 @@ async fn ended(stop: &mut watch::Receiver<Signal>) {
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     exports: &Exports,
-    tls: Option<&Tls>,
+    tls: Option<&Arc<Tls>>,
     stop: &watch::Receiver<Signal>,
 ) -> Result<Outcome<S>, HandshakeError> {
     stream.write_all(&GREETING).await?;
     let mut flags = [0; 4];
     stream.read_exact(&mut flags).await?;
-    let mode = tls.map(Tls::mode).unwrap_or_default();
+    let mode = tls.map(|tls| tls.mode()).unwrap_or_default();
     let session = Session::new(exports, ClientFlags::decode(flags)?, mode);
     let mut rest = Rest { options: MAX_OPTIONS, data: MAX_DATA, stop };
     // Not one byte more is taken from the stream than belongs to an option, so that whatever a client (or somebody

@@ -37,7 +37,7 @@ impl Pause {
 
     /// Waits until there is something to read on `link`, or a pause is asked for: true, whatever else there is.
     fn comes_first(&self, link: &Link) -> io::Result<bool> {
-        while !link.has_buffered() {
+        loop {
             let wanted = [
                 PollFd::new(&self.event, PollFlags::IN),
                 PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN),
@@ -49,7 +49,6 @@ impl Pause {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(self.is_asked())
     }
 }
 
@@ -70,8 +69,11 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// With `pause`, one more system call is made wherever a request is waited for.
+    /// With `pause`, one more system call is made wherever a request is waited for. A link that cannot be handed
+    /// over is not paused: that there is something to read need not mean that a request begins, and whoever waits for
+    /// the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
+        let pause = pause.filter(|_| link.can_be_handed_over());
         Self { stream: BufReader::with_capacity(READ_AHEAD, Half(link)), pause }
     }
 

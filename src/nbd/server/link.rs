@@ -16,7 +16,6 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// Becomes readable when there is something to read that [`Link::has_buffered`] does not know of.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Plain(socket) => socket.as_fd(),
@@ -24,12 +23,9 @@ impl Link {
         }
     }
 
-    /// True if bytes that were taken from the socket wait to be read.
-    pub(super) fn has_buffered(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(socket) => socket.has_buffered(),
-        }
+    /// Whether a successor can go on with it, by [`Link::into_socket`].
+    pub(super) fn can_be_handed_over(&self) -> bool {
+        matches!(self, Self::Plain(_))
     }
 
     /// Ends one or both directions, also for a thread that waits in a read or a write.

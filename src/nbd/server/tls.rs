@@ -7,6 +7,7 @@ mod files;
 mod names;
 mod socket;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,8 @@ use tokio_rustls::server::TlsStream;
 
 pub use files::{Role, TlsError};
 pub(super) use socket::TlsSocket;
+
+use super::seldom::Seldom;
 
 use self::files::{Stamps, read, stamps};
 
@@ -44,7 +47,7 @@ pub struct TlsSettings {
     /// CAs, one of which must have signed a client's certificate; without, clients are asked for none.
     pub client_ca: Option<PathBuf>,
     /// Names, one of which a client's certificate must have: as a DNS name, URI or e-mail address among its
-    /// alternative names, or as its subject's common name. If there are none, any certificate will do.
+    /// alternative names or, if it has no alternative names at all, as its subject's common name. If there are none, any certificate will do.
     pub allow: Vec<String>,
 }
 
@@ -52,10 +55,11 @@ pub struct TlsSettings {
 pub struct Tls {
     settings: TlsSettings,
     current: Mutex<Current>,
+    unreadable: Seldom,
 }
 
 struct Current {
-    /// Of the files when they were last read, whatever came of it.
+    /// Of the files when they were last read, whether they could be used or not.
     stamps: Stamps,
     config: Arc<ServerConfig>,
 }
@@ -69,7 +73,7 @@ impl Tls {
         // Before they are read: what changes meanwhile is read again.
         let stamps = stamps(&settings);
         let config = read(&settings)?;
-        Ok(Self { settings, current: Mutex::new(Current { stamps, config }) })
+        Ok(Self { settings, current: Mutex::new(Current { stamps, config }), unreadable: Seldom::default() })
     }
 
     /// When it is spoken.
@@ -79,10 +83,13 @@ impl Tls {
 
     /// The server's side of a TLS handshake, with what the files hold now.
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
+        self: &Arc<Self>,
         stream: S,
-    ) -> std::io::Result<TlsStream<S>> {
-        TlsAcceptor::from(self.config()).accept(stream).await
+    ) -> io::Result<TlsStream<S>> {
+        // The files may be on a disk that takes its time, or on a network.
+        let tls = self.clone();
+        let config = tokio::task::spawn_blocking(move || tls.config()).await.map_err(io::Error::other)?;
+        TlsAcceptor::from(config).accept(stream).await
     }
 
     fn config(&self) -> Arc<ServerConfig> {
@@ -90,13 +97,19 @@ impl Tls {
         // Nothing panics between two changes that belong together.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if now != current.stamps {
-            current.stamps = now;
             match read(&self.settings) {
                 Ok(config) => {
                     tracing::info!(certificate = %self.settings.cert.display(), "TLS files were read anew");
-                    current.config = config;
+                    *current = Current { stamps: now, config };
+                }
+                // What stands in the way (rights, descriptors) may go without a trace in the stamps.
+                Err(error @ TlsError::Read { .. }) => {
+                    if let Some(unsaid) = self.unreadable.say() {
+                        tracing::warn!(%error, unsaid, "TLS files have changed and cannot be used; what they held before stays in force, and each client's arrival tries again");
+                    }
                 }
                 Err(error) => {
+                    current.stamps = now;
                     tracing::warn!(%error, "TLS files have changed and cannot be used; what they held before stays in force");
                 }
             }
@@ -106,4 +119,4 @@ impl Tls {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

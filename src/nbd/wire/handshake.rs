@@ -43,6 +43,8 @@ pub const GREETING: [u8; 18] = {
 /// The client's answer to [`GREETING`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientFlags {
+    /// The client speaks fixed newstyle; one that does not say so gets no TLS.
+    pub fixed_newstyle: bool,
     /// Leave out the 124 zero bytes after NBD_OPT_EXPORT_NAME.
     pub no_zeroes: bool,
 }
@@ -57,7 +59,7 @@ impl ClientFlags {
         if flags & !u32::from(HANDSHAKE_FLAGS) != 0 {
             return Err(WireError::ClientFlags(flags));
         }
-        Ok(Self { no_zeroes: flags & 2 != 0 })
+        Ok(Self { fixed_newstyle: flags & 1 != 0, no_zeroes: flags & 2 != 0 })
     }
 }
 
@@ -204,8 +206,10 @@ mod tests {
 
     #[test]
     fn client_flags() {
-        assert_eq!(ClientFlags::decode([0, 0, 0, 3]), Ok(ClientFlags { no_zeroes: true }));
-        assert_eq!(ClientFlags::decode([0, 0, 0, 1]), Ok(ClientFlags { no_zeroes: false }));
+        for bits in 0..4 {
+            let flags = ClientFlags { fixed_newstyle: bits & 1 != 0, no_zeroes: bits & 2 != 0 };
+            assert_eq!(ClientFlags::decode([0, 0, 0, bits]), Ok(flags));
+        }
         assert_eq!(ClientFlags::decode([0, 0, 0, 4]), Err(WireError::ClientFlags(4)));
     }
 

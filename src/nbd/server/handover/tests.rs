@@ -9,15 +9,19 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustls::{ClientConnection, StreamOwned};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::client::{Client, Random, haggle, read_request, reply, request};
 use self::device::{Memory, SIZE};
-use super::super::{Address, Exports, Limits, Listener, Served, Signal, Terms, serve};
+use super::super::tls::tests::Pair;
+use super::super::{
+    Address, Exports, Limits, Listener, Served, Signal, Terms, Tls, TlsMode, TlsSettings, serve,
+};
 use super::*;
 use crate::nbd::wire::Command;
 
@@ -35,15 +39,20 @@ struct Servers {
     directory: tempfile::TempDir,
     memory: Arc<Memory>,
     limits: Limits,
+    tls: Option<Arc<Tls>>,
     now: Option<(watch::Sender<Signal>, JoinHandle<Served>)>,
 }
 
 impl Servers {
     /// Listens on a Unix and a TCP socket.
     fn start(limits: Limits) -> (Self, std::net::SocketAddr) {
+        Self::start_with(limits, None)
+    }
+
+    fn start_with(limits: Limits, tls: Option<Arc<Tls>>) -> (Self, std::net::SocketAddr) {
         let directory = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
-        let mut servers = Self { runtime, directory, memory: Arc::default(), limits, now: None };
+        let mut servers = Self { runtime, directory, memory: Arc::default(), limits, tls, now: None };
         let addresses = [Address::Unix(servers.path()), Address::Tcp("127.0.0.1:0".into())];
         let listeners = addresses
             .map(|address| servers.runtime.block_on(Listener::bind(&address, Terms::default())).unwrap());
@@ -63,6 +72,21 @@ impl Servers {
         stream
     }
 
+    fn connect_under_tls(&self, pair: &Pair) -> StreamOwned<ClientConnection, UnixStream> {
+        let mut stream = UnixStream::connect(self.path()).unwrap();
+        stream.read_exact(&mut [0; 18]).unwrap();
+        stream.write_all(&[&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 5, 0, 0, 0, 0]].concat()).unwrap();
+        stream.read_exact(&mut [0; 20]).unwrap();
+        let mut client = pair.client(&rustls::version::TLS13);
+        while client.is_handshaking() {
+            client.complete_io(&mut stream).unwrap();
+        }
+        let mut stream = StreamOwned::new(client, stream);
+        stream.write_all(&[&b"IHAVEOPT"[..], &[0, 0, 0, 1, 0, 0, 0, 0]].concat()).unwrap();
+        stream.read_exact(&mut [0; 10]).unwrap();
+        stream
+    }
+
     /// Starts the next server on a device of its own over the same bytes.
     fn succeed(&mut self, handed: Handed, served: u64) {
         self.succeed_as(handed, served, "");
@@ -76,7 +100,7 @@ impl Servers {
         let serving = self.runtime.spawn(serve(
             handed.listeners,
             Exports::new(vec![export]),
-            None,
+            self.tls.clone(),
             self.limits,
             resumed,
             stopped,
@@ -260,6 +284,41 @@ fn a_client_that_stalls_in_a_payload_is_cut_and_holds_nobody_up() {
     assert_closed(stalled);
     assert_answers(&mut idle, 1);
     assert_eq!(servers.end().connections, 2);
+}
+
+#[test]
+fn clients_under_tls_end_in_order_and_hold_nobody_up() {
+    let pair = Pair::new();
+    let tls = Tls::load(TlsSettings { mode: TlsMode::On, ..pair.settings() }).unwrap();
+    let (mut servers, _) = Servers::start_with(LIMITS, Some(Arc::new(tls)));
+    let mut idle = servers.connect();
+    let [mut halfway, mut updating, mut busy] = [(); 3].map(|()| servers.connect_under_tls(&pair));
+    assert_answers(&mut halfway, 1);
+    halfway.conn.writer().write_all(&read_request(2, 0, 512)).unwrap();
+    let mut record = Vec::new();
+    halfway.conn.write_tls(&mut record).unwrap();
+    halfway.sock.write_all(&record[..record.len() - 5]).unwrap();
+    // A record without any request.
+    updating.conn.refresh_traffic_keys().unwrap();
+    updating.conn.write_tls(&mut updating.sock).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let requests: Vec<u8> = (0..50).flat_map(|cookie| request(Command::FLUSH, 0, cookie, 0, 0)).collect();
+    busy.write_all(&requests).unwrap();
+    let began = Instant::now();
+    let (handed, served) = servers.hand_over();
+    assert!(began.elapsed() < LIMITS.drain / 2, "{:?}", began.elapsed());
+    assert_eq!((handed.connections.len(), served.cut_off), (1, 0));
+    servers.succeed(handed, served.connections);
+    assert_answers(&mut idle, 1);
+    let mut answered: Vec<_> = (0..50).map(|_| reply(&mut busy)).collect();
+    answered.sort_unstable();
+    assert!(answered.iter().map(|(cookie, _)| *cookie).eq(0..50), "each has its answer");
+    let shutdown = 108;
+    assert!(answered.iter().all(|(_, error)| [0, shutdown].contains(error)), "{answered:?}");
+    for mut gone in [halfway, updating, busy] {
+        assert_eq!(gone.read(&mut [0]).unwrap(), 0, "cut off without TLS's own end");
+    }
+    assert_eq!(servers.end().connections, 4);
 }
 
 #[test]

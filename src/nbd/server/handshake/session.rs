@@ -181,6 +181,11 @@ impl<'a> Session<'a> {
         match self.security {
             Security::Absent => self.refuse(code, OptionReply::ERR_POLICY, "TLS is not configured"),
             Security::Running => self.refuse(code, OptionReply::ERR_INVALID, "this is TLS already"),
+            // "The server MUST operate in NOTLS mode unless the client replied with NBD_FLAG_C_FIXED_NEWSTYLE"; where TLS
+            // is required, nothing else is to be had either.
+            Security::Offered | Security::Required if !self.client.fixed_newstyle => {
+                self.refuse(code, OptionReply::ERR_POLICY, "TLS needs the client flag for fixed newstyle")
+            }
             Security::Offered | Security::Required => {
                 let upgrade = Upgrade { exports: self.exports, client: self.client };
                 Answer::ends(OptionReply::ACK.encode(code, b""), Then::StartTls(upgrade))

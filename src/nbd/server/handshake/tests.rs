@@ -10,7 +10,7 @@ use crate::nbd::wire::{
     ALLOCATION, ALLOCATION_CONTEXT, ClientFlags, OptionCode as Code, OptionReply as Reply, TransmissionFlags,
 };
 
-const CLIENT: ClientFlags = ClientFlags { no_zeroes: true };
+const CLIENT: ClientFlags = ClientFlags { fixed_newstyle: true, no_zeroes: true };
 
 /// A device of which only the size is asked.
 struct Fixed(u64);
@@ -294,7 +294,10 @@ fn export_name_begins_transmission_or_ends_the_session() {
         }
         session.option(Code::EXPORT_NAME, Some(name))
     };
-    let (short, long) = (ClientFlags { no_zeroes: true }, ClientFlags { no_zeroes: false });
+    let (short, long) = (
+        ClientFlags { fixed_newstyle: true, no_zeroes: true },
+        ClientFlags { fixed_newstyle: true, no_zeroes: false },
+    );
     for (client, length) in [(short, 10), (long, 134)] {
         let answer = ask(client, None, b"two");
         assert_eq!(answer.bytes.len(), length);
@@ -419,4 +422,18 @@ fn nothing_that_was_agreed_on_in_the_clear_holds_under_tls() {
     let Then::StartTls(upgrade) = answer.then else { panic!("no TLS") };
     let (_, agreed, flags) = Haggling(Some(upgrade.secured())).go("one");
     assert_eq!((agreed, flags & DF), (Agreed::default(), 0));
+}
+
+#[test]
+fn a_client_that_does_not_say_it_is_of_fixed_newstyle_gets_no_tls() {
+    let exports = exports();
+    let old = ClientFlags { fixed_newstyle: false, ..CLIENT };
+    let mut it = Haggling(Some(Session::new(&exports, old, TlsMode::On)));
+    assert_eq!(it.verdict(Code::STARTTLS, b""), Reply::ERR_POLICY);
+    it.go("one");
+    let mut it = Haggling(Some(Session::new(&exports, old, TlsMode::Require)));
+    assert_eq!(it.verdict(Code::STARTTLS, b""), Reply::ERR_POLICY);
+    assert_eq!(it.verdict(Code::GO, b""), Reply::ERR_TLS_REQD);
+    let answer = it.answer(Code::EXPORT_NAME, b"one");
+    assert!(answer.bytes.is_empty() && matches!(answer.then, Then::HangUp(Fault::WithoutTls)));
 }

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedCipherSuite};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use zeroize::{Zeroize, Zeroizing};
@@ -107,7 +107,8 @@ pub enum TlsError {
     },
 }
 
-/// What tells that a file has changed: device, inode, bytes, and the time of the last change.
+/// What tells that a file has changed: device, inode, bytes, and the time of the last change, that of owner and mode
+/// included (ctime), in seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 /// The certificate's, the key's and the CA's; `None` for one that is not there.
 pub(super) type Stamps = [Option<Stamp>; 3];
@@ -117,14 +118,13 @@ pub(super) fn stamps(settings: &TlsSettings) -> Stamps {
     let TlsSettings { cert, key, client_ca, .. } = settings;
     [Some(cert), Some(key), client_ca.as_ref()].map(|path| {
         let found = fs::metadata(path?).ok()?;
-        Some((found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+        Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
     })
 }
 
 /// Reads all files.
 pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(Role::Certificate, &settings.cert)?;
-    warn_of_time(&settings.cert, &chain[0])?;
     let key = CertifiedKey::new(chain, signing_key(&settings.key)?);
     match key.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
@@ -134,7 +134,7 @@ pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError
         }
         Err(error) => return Err(unusable(Role::Certificate, &settings.cert, &error)),
     }
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     // The provider has ciphers of both versions, so this cannot fail for lack of them.
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -143,11 +143,25 @@ pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError
         Some(path) => builder.with_client_cert_verifier(verifier(path, &settings.allow)?),
         None => builder.with_no_client_auth(),
     };
+    // Only now: files that cannot be read are tried again for each client.
+    warn_of_time(&settings.cert, &key.cert[0])?;
+    warn_of_rights(&settings.key);
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     // Connections last for long, and a client that resumes a session is not asked for its certificate again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// Without those ciphers of TLS 1.2 that may encipher so many records and no more (AES-GCM): keys cannot be changed
+/// there, and rustls ends a session that has reached the limit and takes what is written after it for sent.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| match suite {
+        SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit == u64::MAX,
+        SupportedCipherSuite::Tls13(_) => true,
+    });
+    provider
 }
 
 fn verifier(path: &Path, allow: &[String]) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
@@ -156,7 +170,7 @@ fn verifier(path: &Path, allow: &[String]) -> Result<Arc<dyn ClientCertVerifier>
     for certificate in certificates(Role::ClientCa, path)? {
         roots.add(certificate).map_err(|error| failed(&error))?;
     }
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| failed(&error))?;
@@ -186,14 +200,16 @@ fn signing_key(path: &Path) -> Result<Arc<dyn rustls::sign::SigningKey>, TlsErro
     })?;
     let signing = aws_lc_rs::sign::any_supported_type(&key);
     key.zeroize();
-    let signing = signing.map_err(|error| unusable(role, path, &error))?;
+    signing.map_err(|error| unusable(role, path, &error))
+}
+
+fn warn_of_rights(path: &Path) {
     if fs::metadata(path).is_ok_and(|found| found.mode() & 0o004 != 0) {
         tracing::warn!(
             key = %path.display(),
             "every user of this machine may read the TLS private key; take that right away (chmod o-r)"
         );
     }
-    Ok(signing)
 }
 
 fn contents(role: Role, path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {

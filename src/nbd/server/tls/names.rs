@@ -11,16 +11,22 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
+use crate::nbd::server::seldom::Seldom;
+
+/// Characters of a subject that are logged.
+const MAX_SUBJECT: usize = 256;
+
 /// Takes what another verifier takes, if it has one of these names.
 #[derive(Debug)]
 pub(super) struct Allowed {
     trusted: Arc<dyn ClientCertVerifier>,
     names: Vec<String>,
+    refused: Seldom,
 }
 
 impl Allowed {
     pub(super) fn new(trusted: Arc<dyn ClientCertVerifier>, names: &[String]) -> Self {
-        Self { trusted, names: names.to_vec() }
+        Self { trusted, names: names.to_vec(), refused: Seldom::default() }
     }
 }
 
@@ -41,8 +47,14 @@ impl ClientCertVerifier for Allowed {
         match Certificate::from_der(end_entity) {
             Ok(parsed) if self.names.iter().any(|name| has_name(&parsed, name)) => Ok(verified),
             Ok(parsed) => {
-                let subject = parsed.tbs_certificate().subject();
-                tracing::warn!(%subject, "a client's certificate is valid, and has none of the allowed names");
+                if let Some(unsaid) = self.refused.say() {
+                    let subject = printable(&parsed.tbs_certificate().subject().to_string());
+                    tracing::warn!(
+                        subject,
+                        unsaid,
+                        "a client's certificate is valid, and has none of the allowed names"
+                    );
+                }
                 Err(denied)
             }
             Err(_) => Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
@@ -72,12 +84,21 @@ impl ClientCertVerifier for Allowed {
     }
 }
 
-/// By an alternative name or the subject's common name. DNS names are the same in any case (RFC 4343).
+/// What somebody else chose, for the log: on one line, and not at any length.
+fn printable(text: &str) -> String {
+    text.escape_default().take(MAX_SUBJECT).collect()
+}
+
+/// By an alternative name or, only where there are none, the subject's common name: a CA that may sign for some names
+/// only (name constraints, RFC 5280, 4.2.1.10) may still write any common name. DNS names are the same in any case (RFC 4343).
 pub(super) fn has_name(certificate: &Certificate, wanted: &str) -> bool {
     let body = certificate.tbs_certificate();
-    let alternative = body.get_extension::<SubjectAltName>().ok().flatten();
-    let alternative = alternative.map_or_else(Vec::new, |(_, SubjectAltName(names))| names);
-    let by_alternative = alternative.iter().any(|name| match name {
+    let SubjectAltName(alternative) = match body.get_extension::<SubjectAltName>() {
+        Ok(Some((_, names))) => names,
+        Ok(None) => return common_name(certificate).is_some_and(|name| name == wanted),
+        Err(_) => return false,
+    };
+    alternative.iter().any(|name| match name {
         GeneralName::DnsName(name) => name.as_str().eq_ignore_ascii_case(wanted),
         GeneralName::Rfc822Name(name) | GeneralName::UniformResourceIdentifier(name) => {
             name.as_str() == wanted
@@ -87,11 +108,22 @@ pub(super) fn has_name(certificate: &Certificate, wanted: &str) -> bool {
         | GeneralName::EdiPartyName(_)
         | GeneralName::IpAddress(_)
         | GeneralName::RegisteredId(_) => false,
-    });
-    by_alternative || common_name(certificate).is_some_and(|name| name == wanted)
+    })
 }
 
 fn common_name(certificate: &Certificate) -> Option<String> {
     let name = certificate.tbs_certificate().subject().common_name().ok().flatten()?;
     Some(name.value().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_calls_itself_stays_on_one_line_and_short() {
+        assert_eq!(printable("CN=worker"), "CN=worker");
+        assert_eq!(printable("CN=a\nb\u{1b}[2J\u{202e}"), "CN=a\\nb\\u{1b}[2J\\u{202e}");
+        assert_eq!(printable(&"x".repeat(10_000)).len(), MAX_SUBJECT);
+    }
 }

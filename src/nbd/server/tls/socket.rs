@@ -56,19 +56,6 @@ impl TlsSocket {
         self.socket.as_fd()
     }
 
-    /// True if the next read will not wait for the socket: there is plaintext, the end, or an error.
-    pub(in crate::nbd::server) fn has_buffered(&self) -> bool {
-        let (mut incoming, mut session) = (lock(&self.incoming), lock(&self.session));
-        loop {
-            let is_last = incoming.is_empty();
-            match incoming.give(&mut session) {
-                Ok(false) if is_last => return false,
-                Ok(false) => {}
-                Ok(true) | Err(_) => return true,
-            }
-        }
-    }
-
     /// As shutdown(2); before the sending side is ended, the client is told so, if that takes no waiting.
     pub(in crate::nbd::server) fn shutdown(&self, how: Shutdown) {
         if !matches!(how, Shutdown::Write) {

@@ -1,20 +1,24 @@
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
 
 /// A certificate that signs itself, and its key, as PEM files.
-pub(super) struct Pair {
+pub(in crate::nbd::server) struct Pair {
     directory: tempfile::TempDir,
 }
 
 impl Pair {
-    pub(super) fn new() -> Self {
+    pub(in crate::nbd::server) fn new() -> Self {
         let pair = Self { directory: tempfile::tempdir().unwrap() };
         pair.renew("localhost");
         pair
@@ -39,13 +43,26 @@ impl Pair {
         fs::rename(self.path("new-cert"), self.path("cert")).unwrap();
     }
 
-    pub(super) fn settings(&self) -> TlsSettings {
+    pub(in crate::nbd::server) fn settings(&self) -> TlsSettings {
         let (cert, key) = (self.path("cert"), self.path("key"));
         TlsSettings { mode: TlsMode::Require, cert, key, client_ca: None, allow: Vec::new() }
     }
 
-    pub(super) fn certificate(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_file(self.path("cert")).unwrap()
+    /// A client that trusts the certificate.
+    pub(in crate::nbd::server) fn client(
+        &self,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> ClientConnection {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("cert")).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        ClientConnection::new(Arc::new(config), name).unwrap()
     }
 }
 
@@ -121,28 +138,72 @@ fn files_are_read_anew_when_they_change_and_kept_while_they_are_of_no_use() {
 }
 
 #[test]
-fn a_certificate_has_its_alternative_names_and_its_common_name() {
+fn a_key_that_can_be_read_again_is_taken() {
+    let pair = Pair::new();
+    let tls = Tls::load(pair.settings()).unwrap();
+    let first = tls.config();
+    let mode = |mode| fs::set_permissions(pair.path("key"), Permissions::from_mode(mode)).unwrap();
+    pair.renew("renewed");
+    mode(0);
+    // Root may read everything, but for these; they are this thread's.
+    let all = capabilities(None).unwrap();
+    let mut few = all;
+    few.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    set_capabilities(None, few).unwrap();
+    assert!(fs::read(pair.path("key")).is_err());
+    assert!(Arc::ptr_eq(&first, &tls.config()), "the key cannot be read");
+    assert!(Arc::ptr_eq(&first, &tls.config()));
+    let unreadable = stamps(&pair.settings());
+    // Longer than the clock that files are stamped by takes for a tick.
+    std::thread::sleep(Duration::from_millis(20));
+    mode(0o600);
+    assert!(stamps(&pair.settings()) != unreadable, "a change of mode shows");
+    assert!(!Arc::ptr_eq(&first, &tls.config()));
+    set_capabilities(None, all).unwrap();
+}
+
+#[test]
+fn what_kept_files_from_being_read_need_not_show_in_them() {
+    let pair = Pair::new();
+    let tls = Tls::load(pair.settings()).unwrap();
+    let first = tls.config();
+    pair.renew("renewed");
+    let before = tls.current.lock().unwrap().stamps;
+    fs::rename(pair.path("key"), pair.path("away")).unwrap();
+    assert!(Arc::ptr_eq(&first, &tls.config()));
+    assert!(tls.current.lock().unwrap().stamps == before, "the next client's arrival tries again");
+    fs::rename(pair.path("away"), pair.path("key")).unwrap();
+    assert!(!Arc::ptr_eq(&first, &tls.config()));
+}
+
+/// A certificate of this subject, and perhaps with an extension.
+fn parsed(subject: &str, extension: Option<&str>) -> x509_cert::Certificate {
     let directory = tempfile::tempdir().unwrap();
-    let names =
-        "subjectAltName=DNS:Worker.Example,URI:spiffe://example/worker,email:worker@example.org,IP:10.0.0.1";
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-days", "30", "-subj", "/O=Example/CN=the worker", "-addext", names])
+        .args(["-days", "30", "-subj", subject])
+        .args(extension.into_iter().flat_map(|extension| ["-addext", extension]))
         .args(["-keyout", "key", "-out", "cert"])
         .current_dir(directory.path())
         .output()
         .expect("openssl is missing: run scripts/setup test");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let certificate = CertificateDer::from_pem_file(directory.path().join("cert")).unwrap();
-    let parsed = x509_cert::der::Decode::from_der(&certificate).unwrap();
+    x509_cert::der::Decode::from_der(&certificate).unwrap()
+}
+
+#[test]
+fn a_certificate_has_its_alternative_names() {
+    let names =
+        "subjectAltName=DNS:Worker.Example,URI:spiffe://example/worker,email:worker@example.org,IP:10.0.0.1";
+    let parsed = parsed("/O=Example/CN=the worker", Some(names));
     for (name, has) in [
         ("worker.example", true),
         ("WORKER.EXAMPLE", true),
         ("spiffe://example/worker", true),
         ("spiffe://example/WORKER", false),
         ("worker@example.org", true),
-        ("the worker", true),
-        ("The Worker", false),
+        ("the worker", false),
         ("worker", false),
         ("Example", false),
         ("10.0.0.1", false),
@@ -150,4 +211,14 @@ fn a_certificate_has_its_alternative_names_and_its_common_name() {
     ] {
         assert_eq!(names::has_name(&parsed, name), has, "{name}");
     }
+}
+
+#[test]
+fn a_common_name_counts_where_there_are_no_alternative_names() {
+    let alone = parsed("/O=Example/CN=the worker", None);
+    for (name, has) in [("the worker", true), ("The Worker", false), ("Example", false), ("", false)] {
+        assert_eq!(names::has_name(&alone, name), has, "{name}");
+    }
+    let unnamed = parsed("/CN=the worker", Some("subjectAltName=IP:10.0.0.1"));
+    assert!(!names::has_name(&unnamed, "the worker"), "an address is an alternative name as well");
 }
