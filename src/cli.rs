@@ -100,12 +100,23 @@ pub fn main() -> ExitCode {
         return exit(run::unwrap());
     }
     if std::env::args_os().nth(1).is_some_and(|argument| argument == run::PROBE) {
-        return run::probe();
+        return exit(probe());
     }
     let matches = Cli::command().get_matches();
     match Cli::from_arg_matches(&matches) {
         Ok(cli) => exit(run_command(cli, &matches)),
         Err(error) => error.exit(),
+    }
+}
+
+/// The hidden command behind a hand-over: whether this program, with the command line that follows, takes over what a
+/// predecessor serves.
+fn probe() -> Result<ExitCode, Failure> {
+    let cli = Cli::try_parse_from(std::env::args_os().skip(2)).unwrap_or_else(|error| error.exit());
+    let config = cli.configuration()?;
+    match cli.command {
+        Command::Run(args) => run::probe(*args, &config),
+        _ => Err(Failure::Usage("only `sealblk run` takes a volume over".into())),
     }
 }
 

@@ -15,7 +15,7 @@ use toml::Spanned;
 
 pub use file::FileError;
 pub use values::{AbsolutePath, BackingText, Cipher, Context, Interval, KeyUnusable, Level, ProviderText};
-pub use values::{Count, Names, Seconds, Sector, SocketMode, Text, TlsMode};
+pub use values::{Count, Names, Seconds, Sector, SocketMode, SomeNames, Text, TlsMode};
 
 /// A value, and where in the file it stands; `None` if the file does not name it.
 pub type Setting<T> = Option<Spanned<T>>;
@@ -178,7 +178,7 @@ pub struct Tls {
     /// CAs of clients.
     pub client_ca: Setting<AbsolutePath>,
     /// Names of clients.
-    pub allow: Setting<Names>,
+    pub allow: Setting<SomeNames>,
 }
 
 impl Config {

@@ -30,7 +30,7 @@ use crate::audit::AuditLog;
 use crate::descriptors::Named;
 use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout};
 use crate::kms::{GrantToken, KmsError, Provider};
-use crate::nbd::server::{Address, Limits, ListenError, Terms, Tls, TlsMode, Users};
+use crate::nbd::server::{Address, Limits, ListenError, Listener, Terms, Tls, TlsMode, Users};
 use crate::secret::SecretError;
 use crate::store::{Backing, StoreError};
 use crate::volume::Options;
@@ -87,6 +87,31 @@ pub struct Serving {
     pub limits: Limits,
     /// TLS, if it is spoken.
     pub tls: Option<Arc<Tls>>,
+    /// Where new clients are accepted by a successor; a volume that is started has its [`Terms`].
+    pub newcomers: Newcomers,
+}
+
+/// Which of a predecessor's listeners accept clients. The others are kept for the next successor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Newcomers {
+    /// All.
+    Everywhere,
+    /// Those that nobody reaches from other hosts.
+    #[default]
+    Local,
+    /// None.
+    Refused,
+}
+
+impl Newcomers {
+    /// Why `listener` is not to accept anybody, if it is not.
+    fn refusal(self, listener: &Listener) -> Option<String> {
+        match self {
+            Self::Everywhere => None,
+            Self::Local => listener.require_allowed(false).err().map(|error| error.to_string()),
+            Self::Refused => Some("the successor cannot read what it needs for new clients".into()),
+        }
+    }
 }
 
 impl Serving {

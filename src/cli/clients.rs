@@ -98,7 +98,12 @@ impl ClientOptions {
             connections_per_peer: number(self.max_connections_per_peer, default.connections_per_peer),
             ..default
         };
-        Ok(Serving { users: self.users()?, limits, tls: None })
+        Ok(Serving { users: self.users()?, limits, ..Serving::default() })
+    }
+
+    /// Whether addresses that are not loopback are allowed without TLS.
+    pub(super) fn is_insecure(&self) -> bool {
+        self.insecure
     }
 
     fn users(&self) -> Result<Users, Failure> {

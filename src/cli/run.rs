@@ -6,7 +6,7 @@ mod successor;
 mod volume;
 
 pub(super) use attend::describe as describe_rewrap;
-pub(super) use successor::{PROBE, Successor, probe};
+pub(super) use successor::{PROBE, Successor};
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ use super::{Failure, options};
 use crate::audit::AuditLog;
 use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
 use crate::descriptors::{self, Named};
-use crate::engine::{Envelope, NewKey, Serving, Source, Specification};
+use crate::engine::{Envelope, NewKey, Newcomers, Serving, Source, Specification};
 use crate::envelope::Life;
 use crate::envelope::file::token_path;
 use crate::envelope::watch::DEFAULT_INTERVAL;
@@ -203,6 +203,17 @@ impl RunArgs {
         Ok(Source::Envelope(Box::new(Envelope { file, document, token, seal: self.seal == Switch::On })))
     }
 
+    /// Whether addresses that others reach over a network may be served.
+    fn is_open(&self) -> bool {
+        self.clients.is_insecure() || self.tls.is_required()
+    }
+
+    /// How clients are served; files and users are looked up.
+    fn serving(&self, open_files: &OpenFiles) -> Result<Serving, Failure> {
+        let newcomers = if self.is_open() { Newcomers::Everywhere } else { Newcomers::Local };
+        Ok(Serving { tls: self.tls.load()?, newcomers, ..self.clients.serving(open_files)? })
+    }
+
     /// What is to be done about the KMS key's state.
     fn watching(&self) -> Result<Watching, Failure> {
         let policy = self.when_key_unusable.unwrap_or(WhenUnusable::Keep);
@@ -260,7 +271,7 @@ impl RunArgs {
     ) -> Result<Specification, Failure> {
         let listen = self.clients.listen()?;
         let mut terms = self.clients.terms()?;
-        terms.open |= self.tls.is_required();
+        terms.open = self.is_open();
         let backing = match &self.backing {
             Some(text) => Backing::from_argument(text)?,
             None => {
@@ -307,17 +318,31 @@ pub(super) fn run(
     })?;
     args.inherit(config);
     let open_files = OpenFiles::raise();
-    let serving = Serving { tls: args.tls.load()?, ..args.clients.serving(&open_files)? };
-    let origin = Origin::of(&args, state, inherited, &serving)?;
+    // Before the key of TLS is read.
+    let hardening = harden()?;
+    let serving = args.serving(&open_files);
+    let (origin, serving) = Origin::of(&args, state, inherited, serving)?;
     let watching = args.watching()?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
-    let hardening = harden()?;
     let runtime = runtime()?;
     let volume = Volume { args: &args, json, watching, serving };
     let result = runtime.block_on(volume.run(origin, record, &ProcessLimits { hardening, open_files }));
     // A helper that still waits for a KMS must not hold the exit up.
     runtime.shutdown_background();
     result
+}
+
+/// Tells a predecessor which version of a volume's state this program takes over, once everything is read that a
+/// successor with these arguments reads.
+pub(super) fn probe(mut args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
+    args.inherit(config);
+    // Silently: nothing is served here.
+    harden_process()
+        .map_err(|error| Failure::Process { action: "forbid core dumps", source: error.into() })?;
+    args.serving(&OpenFiles::raise())?;
+    args.watching()?;
+    successor::answer(args.is_open());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The hidden command behind [`isolate::unwrap`].

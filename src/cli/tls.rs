@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
 use super::options::fall_back;
-use crate::config::{AbsolutePath, Config, Names, TlsMode as FileMode};
+use crate::config::{AbsolutePath, Config, SomeNames, TlsMode as FileMode};
 use crate::nbd::server::{Tls, TlsMode, TlsSettings};
 
 /// When TLS is spoken, and with what.
@@ -32,7 +33,7 @@ pub(super) struct TlsOptions {
 
     /// Name that a client's certificate must have: a DNS name, URI or e-mail address among its alternative names, or
     /// the subject's common name (repeatable; one of them will do) [default: any]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     tls_allow: Vec<String>,
 }
 
@@ -44,19 +45,27 @@ enum Mode {
 }
 
 impl TlsOptions {
-    /// Takes from the file what no flag said.
+    /// Takes from the file what no flag said. With `--tls off`, nothing; and flags of certificates go before a file's
+    /// `off`, since they mean nothing without TLS.
     pub(super) fn inherit(&mut self, config: &Config) {
         let file = &config.settings.tls;
         let path = |AbsolutePath(path): &AbsolutePath| path.clone();
-        fall_back(&mut self.tls, &file.mode, |mode| match mode {
-            FileMode::Off => Mode::Off,
-            FileMode::On => Mode::On,
-            FileMode::Require => Mode::Require,
-        });
+        let named = self.tls_cert.is_some() || self.tls_key.is_some() || self.tls_client_ca.is_some();
+        let named = named || !self.tls_allow.is_empty();
+        match file.mode.as_ref().map(toml::Spanned::get_ref) {
+            _ if self.tls.is_some() => {}
+            Some(FileMode::Off) if !named => self.tls = Some(Mode::Off),
+            Some(FileMode::On) => self.tls = Some(Mode::On),
+            Some(FileMode::Require) => self.tls = Some(Mode::Require),
+            Some(FileMode::Off) | None => {}
+        }
+        if self.tls == Some(Mode::Off) {
+            return;
+        }
         fall_back(&mut self.tls_cert, &file.cert, path);
         fall_back(&mut self.tls_key, &file.key, path);
         fall_back(&mut self.tls_client_ca, &file.client_ca, path);
-        if let Some(Names(names)) = file.allow.as_ref().map(toml::Spanned::get_ref)
+        if let Some(SomeNames(names)) = file.allow.as_ref().map(toml::Spanned::get_ref)
             && self.tls_allow.is_empty()
         {
             self.tls_allow.clone_from(names);
@@ -84,6 +93,12 @@ impl TlsOptions {
                 "--tls-allow is about clients' certificates: give --tls-client-ca, which says who signs them",
             );
         }
+        if self.tls_client_ca.is_some() && !self.is_required() {
+            return missing(
+                "--tls-client-ca and --tls-allow keep nobody out unless TLS is required, since a client need not ask \
+                 for it: give --tls require, or leave them out",
+            );
+        }
         let mode = match self.mode() {
             Mode::Off => return Ok(None),
             Mode::On => TlsMode::On,
@@ -100,5 +115,67 @@ impl TlsOptions {
 
     fn mode(&self) -> Mode {
         self.tls.unwrap_or(if self.tls_cert.is_some() { Mode::Require } else { Mode::Off })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        tls: TlsOptions,
+    }
+
+    /// Flags over a file that says `file` in its section.
+    fn tls(flags: &[&str], file: &str) -> TlsOptions {
+        let config = Config::parse(Path::new("x.toml"), format!("[tls]\n{file}")).unwrap();
+        let mut tls = Line::parse_from([&["x"], flags].concat()).tls;
+        tls.inherit(&config);
+        tls
+    }
+
+    const PAIR: [&str; 2] = ["--tls-cert=/c", "--tls-key=/k"];
+
+    #[test]
+    fn clients_are_known_only_where_tls_is_required() {
+        let known = "cert = '/c'\nkey = '/k'\nclient_ca = '/a'\nallow = ['n']";
+        let ca = [&PAIR[..], &["--tls-client-ca=/a"]].concat();
+        for (flags, file) in [
+            ([&ca[..], &["--tls=on"]].concat(), ""),
+            ([&ca[..], &["--tls=off"]].concat(), ""),
+            ([&ca[..], &["--tls=on", "--tls-allow=n"]].concat(), ""),
+            (ca.clone(), "mode = 'on'"),
+            (vec!["--tls=on"], known),
+        ] {
+            match tls(&flags, file).load() {
+                Err(Failure::Usage(why)) => {
+                    assert!(why.contains("--tls require"), "{flags:?}, {file}: {why}")
+                }
+                other => panic!("{flags:?}, {file}: {:?}", other.err()),
+            }
+        }
+        // The files are asked for, and are not there.
+        assert!(matches!(tls(&[], known).load(), Err(Failure::Tls(_))));
+        assert!(tls(&["--tls=off"], known).load().unwrap().is_none());
+        assert!(tls(&[], &format!("mode = 'off'\n{known}")).load().unwrap().is_none());
+    }
+
+    #[test]
+    fn flags_of_certificates_go_before_a_files_off() {
+        assert!(tls(&PAIR, "mode = 'off'").is_required());
+        assert!(matches!(tls(&PAIR[..1], "mode = 'off'").load(), Err(Failure::Usage(_))));
+        assert!(!tls(&PAIR, "mode = 'on'").is_required());
+        assert!(!tls(&["--tls=off"], "mode = 'require'").is_required());
+    }
+
+    #[test]
+    fn an_empty_name_of_a_client_is_refused() {
+        assert!(Line::try_parse_from(["x", "--tls-allow="]).is_err());
     }
 }

@@ -54,6 +54,8 @@ fn sockets_limits_and_tls() {
         ("[limits]\nconnections = 0", "from 1 to 100000"),
         ("[limits]\nconnection = 1", "connections_per_peer"),
         ("[tls]\nmode = 'maybe'", "require"),
+        ("[tls]\nallow = []", "empty list"),
+        ("[tls]\nallow = ['']", "empty"),
         ("[tls]\ncert = 'relative.pem'", "absolute"),
     ] {
         assert!(refused(wrong).contains(word), "{wrong}: {}", refused(wrong));

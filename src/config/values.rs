@@ -166,6 +166,24 @@ impl From<Vec<Text>> for Names {
     }
 }
 
+/// A list of one or more strings, each as [`Text`]: for what an empty list would switch off instead of forbidding all.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Names")]
+pub struct SomeNames(pub Vec<String>);
+
+impl TryFrom<Names> for SomeNames {
+    type Error = &'static str;
+
+    fn try_from(Names(names): Names) -> Result<Self, Self::Error> {
+        match names.is_empty() {
+            true => {
+                Err("must not be an empty list, which allows nobody; leave the key out to allow any name")
+            }
+            false => Ok(Self(names)),
+        }
+    }
+}
+
 /// When TLS is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

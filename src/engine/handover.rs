@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::journal::{Entry, Note};
 use super::running::{Keep, Ready, Running};
 use super::sockets::PrivateDirectory;
-use super::{EngineError, ExportName, Serving, Step};
+use super::{EngineError, ExportName, Newcomers, Serving, Step};
 use crate::audit::AuditLog;
 use crate::descriptors::Named;
 use crate::envelope::{Document, Held, SealKey, Unwrapper};
@@ -212,11 +212,13 @@ impl Running {
         self.pack(served.handed.unwrap_or_default(), served.connections).await
     }
 
-    async fn pack(self, handed: Handed, served: u64) -> Result<Handover, HandoverError> {
+    async fn pack(mut self, handed: Handed, served: u64) -> Result<Handover, HandoverError> {
         let mut named = Vec::new();
         let mut add = |name: String, descriptor: OwnedFd| named.push(Named { name, descriptor });
         let mut listeners = Vec::new();
-        for (number, listener) in handed.listeners.into_iter().enumerate() {
+        for (number, listener) in
+            handed.listeners.into_iter().chain(std::mem::take(&mut self.held_back)).enumerate()
+        {
             let (descriptor, description) = listener.into_parts();
             add(format!("{LISTENER}{number}"), descriptor);
             listeners.push(description);
@@ -261,8 +263,10 @@ pub(super) struct KeptSocket {
 }
 
 /// Once more each.
-pub(super) fn sockets(listeners: &[Listener]) -> Result<Vec<KeptSocket>, HandoverError> {
-    let kept = listeners.iter().map(|listener| {
+pub(super) fn sockets<'a>(
+    listeners: impl Iterator<Item = &'a Listener>,
+) -> Result<Vec<KeptSocket>, HandoverError> {
+    let kept = listeners.map(|listener| {
         let (descriptor, description) = listener.duplicate()?;
         Ok(KeptSocket { descriptor, description })
     });
@@ -322,6 +326,19 @@ fn resume_sockets(
     Ok((listeners, connections))
 }
 
+/// Listeners that accept clients, and those that may not: how addresses are served is the successor's to say, and may
+/// have changed.
+fn admit(listeners: Vec<Listener>, newcomers: Newcomers) -> (Vec<Listener>, Vec<Listener>) {
+    listeners.into_iter().partition(|listener| {
+        let refusal = newcomers.refusal(listener);
+        if let Some(why) = &refusal {
+            let at = listener.uri("", false);
+            tracing::error!(at, why, "nobody new is accepted here until a successor may");
+        }
+        refusal.is_none()
+    })
+}
+
 /// Goes on where the predecessor stopped.
 ///
 /// # Errors
@@ -371,7 +388,9 @@ pub async fn resume(
         private: state.private.map(PrivateDirectory::adopt),
         steps: state.steps,
     };
-    let mut running = ready.serve(listeners, Resumed { connections, served: state.served }, serving)?;
+    let (listeners, held_back) = admit(listeners, serving.newcomers);
+    let mut running =
+        ready.serve(listeners, held_back, Resumed { connections, served: state.served }, serving)?;
     // Until here a failure leaves the key for another process.
     if let Some(key) = &mut running.key_kept {
         key.claim();

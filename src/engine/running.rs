@@ -48,6 +48,9 @@ pub struct Running {
     pub(super) activated: bool,
     /// The data key, for a successor; kept only where the user has asked for that.
     pub(super) key_kept: Option<DataKey>,
+    /// Listeners that accept nobody here, for the next successor.
+    pub(super) held_back: Vec<Listener>,
+    leaves_host: bool,
     /// For [`Running::snapshot`](super::handover).
     pub(super) sockets: Vec<KeptSocket>,
     pub(super) backing: String,
@@ -172,13 +175,14 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    /// Serves it on `listeners`, and to a predecessor's clients.
+    /// Serves it on `listeners`, and to a predecessor's clients; `held_back` are kept, and nobody is accepted there.
     ///
     /// # Errors
     /// The operating system's, if a restartable volume's listeners cannot be copied.
     pub(super) fn serve(
         self,
         mut listeners: Vec<Listener>,
+        held_back: Vec<Listener>,
         resumed: Resumed,
         serving: &Serving,
     ) -> Result<Running, HandoverError> {
@@ -197,7 +201,9 @@ impl Ready {
         let uris = uris(&exports, &listeners, serving.is_secure());
         listeners.iter_mut().for_each(|listener| listener.admit(serving.users.clone()));
         let socket = listeners.iter().find_map(Listener::path).map(Into::into);
-        let sockets = if restartable { handover::sockets(&listeners)? } else { Vec::new() };
+        let all = listeners.iter().chain(&held_back);
+        let sockets = if restartable { handover::sockets(all)? } else { Vec::new() };
+        let leaves_host = listeners.iter().any(|listener| listener.require_allowed(false).is_err());
         let (stop, stopped) = watch::channel(Signal::Run);
         let limits = Limits { restartable, ..serving.limits };
         let server = tokio::spawn(serve(listeners, served, serving.tls.clone(), limits, resumed, stopped));
@@ -219,6 +225,8 @@ impl Ready {
             exports,
             activated: self.activated,
             key_kept: self.key_kept,
+            held_back,
+            leaves_host,
             sockets,
             backing: self.backing,
             leftover: self.leftover,
@@ -299,6 +307,11 @@ impl Running {
     /// True if it can go over to a successor process.
     pub fn is_restartable(&self) -> bool {
         self.key_kept.is_some()
+    }
+
+    /// True if clients of other hosts may reach it: an address that is not loopback, or vsock.
+    pub fn leaves_host(&self) -> bool {
+        self.leaves_host
     }
 
     /// Names that it is served under, the default export first.

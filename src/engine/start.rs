@@ -156,7 +156,7 @@ impl Start {
             private,
             steps,
         };
-        let mut running = ready.serve(listeners, Resumed::default(), &specification.serving)?;
+        let mut running = ready.serve(listeners, Vec::new(), Resumed::default(), &specification.serving)?;
         running.happened("serving");
         let key = running.key().await;
         let details = json!({

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::certificates::Certificates;
+use crate::raw::{Client, Mode};
 use crate::support::{
     Lab, PATIENCE, Volume, assert_fails, assert_succeeds, eventually, finish, text, tool, wait,
 };
@@ -301,6 +303,80 @@ fn a_program_that_is_no_successor_leaves_the_volume_where_it_was() {
             std::fs::rename(new, program).unwrap();
         });
     }
+}
+
+/// A volume with a log, its arguments, and a client that stays.
+fn logged(lab: &Lab, args: &[String]) -> (Volume, PathBuf) {
+    let log = lab.path("log");
+    let first = ["run", "--json", "--size=64M", "--backing=memory", "--watch-key=off", "--restartable"];
+    let mut command = lab.sealblk(first.map(String::from).iter().chain(args));
+    command.stderr(std::fs::File::create(&log).unwrap());
+    (Volume::spawn(command), log)
+}
+
+fn await_said(log: &Path, words: &[&str]) {
+    let said = || std::fs::read_to_string(log).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while !words.iter().all(|word| said().contains(word)) {
+        assert!(Instant::now() < end, "{words:?} are missing from {}", said());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A certificate has been renewed, its key not yet: the process that serves goes on, and so it does when a restart
+/// falls into that time.
+#[test]
+fn a_key_that_does_not_fit_its_certificate_leaves_the_volume_where_it_was() {
+    let lab = Lab::new();
+    let good = Certificates::new(&lab).good;
+    let [cert, key] = ["cert", "key"].map(|part| good.join(format!("server-{part}.pem")));
+    let flags = [format!("--tls-cert={}", cert.display()), format!("--tls-key={}", key.display())];
+    let (mut volume, log) = logged(&lab, &[&flags[..], &["--tls=on".into()]].concat());
+    let mut client = Client::ready_in(&volume.socket(), Mode::Structured);
+    client.write(0, b"before");
+    let fitting = std::fs::read(&key).unwrap();
+    std::fs::copy(good.join("client-key.pem"), &key).unwrap();
+    volume.signal(SIGUSR2);
+    await_said(&log, &["this process goes on", "server-key.pem"]);
+    assert_eq!(client.read(0, 6), b"before");
+    std::fs::write(&key, fitting).unwrap();
+    reexecute(&mut volume);
+    assert_eq!(client.read(0, 6), b"before");
+    client.part();
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_orderly(&record, 1);
+}
+
+/// The file is looked at anew by a successor, and an address that others reach is not served in the clear by it.
+#[test]
+fn a_successor_that_requires_tls_no_more_does_not_get_an_open_address() {
+    let lab = Lab::new();
+    let good = Certificates::new(&lab).good;
+    let config = lab.path("config.toml");
+    let configure = |mode: &str| {
+        let text = format!(
+            "[tls]\nmode = {mode:?}\ncert = '{0}/server-cert.pem'\nkey = '{0}/server-key.pem'\n",
+            good.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    configure("require");
+    let args = [format!("--config={}", config.display()), "--listen=tcp:0.0.0.0:0".into()];
+    let (mut volume, log) = logged(&lab, &args);
+    for mode in ["on", "off"] {
+        configure(mode);
+        volume.signal(SIGUSR2);
+        await_said(&log, &["this process goes on", "require TLS again"]);
+        std::fs::write(&log, "").unwrap();
+        assert!(volume.child.try_wait().unwrap().is_none());
+    }
+    configure("require");
+    reexecute(&mut volume);
+    let (status, record) = volume.stop();
+    assert!(status.success(), "{record}");
+    assert_orderly(&record, 1);
 }
 
 /// A request to the control socket: status and body of the answer.

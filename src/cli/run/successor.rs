@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{ExitCode, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -16,6 +16,8 @@ use crate::engine::{CLIENT, Handover, HandoverError, Running, VERSION};
 
 /// Name of the hidden command that tells whether a program can be a successor.
 pub(in crate::cli) const PROBE: &str = "takes-over";
+/// What it says besides if addresses that are not loopback may be served.
+const OPEN: &str = "open";
 /// How long it may take to answer.
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -106,30 +108,43 @@ pub(super) fn leave_to_manager(handover: &Handover, control: Option<&Named>) -> 
     store(own.into_iter().chain(clients))
 }
 
-/// Whether the program's file can take the volume over: it runs, and knows what it would be handed.
-pub(super) async fn check() -> Result<(), String> {
+/// Whether the program's file can take the volume over: it runs, knows what it would be handed, and can read what its
+/// arguments name as it is now.
+pub(super) async fn check(running: &Running) -> Result<(), String> {
     let program = program();
-    let asked = Command::new(&program).arg(PROBE).stdin(Stdio::null()).kill_on_drop(true).output();
+    let mut command = Command::new(&program);
+    command.arg(PROBE).args(std::env::args_os());
+    let asked = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let answer = match tokio::time::timeout(PROBE_DEADLINE, asked).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return Err(format!("{}: {error}", program.display())),
         Err(_) => return Err(format!("{} does not answer", program.display())),
     };
-    let version = String::from_utf8_lossy(&answer.stdout);
-    if answer.status.success() && version.trim() == VERSION.to_string() {
-        return Ok(());
+    let said = String::from_utf8_lossy(&answer.stdout);
+    let mut words = said.split_whitespace();
+    if answer.status.success() && words.next() == Some(&VERSION.to_string()) {
+        return match running.leaves_host() && words.next() != Some(OPEN) {
+            true => Err(
+                "a successor would serve an address that is not loopback without requiring TLS; require TLS \
+                         again, or allow it with --insecure"
+                    .into(),
+            ),
+            false => Ok(()),
+        };
     }
     Err(format!(
-        "{} does not take over what this version hands over ({}); go back to a version that does, or end the volume",
+        "{} does not take over what this process hands over ({}): {}; mend what it names, go back to a version that \
+         does, or end the volume",
         program.display(),
-        answer.status
+        answer.status,
+        String::from_utf8_lossy(&answer.stderr).trim()
     ))
 }
 
-/// The hidden command behind [`check`]: which version of a volume's state this program takes over.
-pub(in crate::cli) fn probe() -> ExitCode {
-    output::line(VERSION);
-    ExitCode::SUCCESS
+/// What [`check`] looks for: which version of a volume's state this program takes over, and whether it may be `open`
+/// to others than this host.
+pub(super) fn answer(open: bool) {
+    output::line(if open { format!("{VERSION} {OPEN}") } else { VERSION.to_string() });
 }
 
 /// Becomes the successor; returns only if that failed.

@@ -17,7 +17,9 @@ use crate::cli::signals::{self, RestartSignals, Signal, Signals};
 use crate::cli::{Failure, options};
 use crate::control::{self, Bound};
 use crate::descriptors::{self, Named};
-use crate::engine::{self, EngineError, Handover, Record, Running, Serving, Source, Specification, sweep};
+use crate::engine::{
+    self, EngineError, Handover, Newcomers, Record, Running, Serving, Source, Specification, sweep,
+};
 
 /// Where a volume comes from.
 pub(super) enum Origin {
@@ -43,23 +45,29 @@ impl Origin {
         args: &RunArgs,
         state: PathBuf,
         mut inherited: Vec<Named>,
-        serving: &Serving,
-    ) -> Result<Self, Failure> {
+        serving: Result<Serving, Failure>,
+    ) -> Result<(Self, Serving), Failure> {
         let names = inherited.iter().map(|one| one.name.clone()).collect();
         let handover = Handover::find(&mut inherited).filter(|_| args.restartable);
         let control = inherited.iter().position(|one| one.name == CONTROL);
         let control = control.map(|place| inherited.swap_remove(place).descriptor);
         if let Some(handover) = handover {
-            return Ok(Self::Predecessor(Predecessor {
-                handover,
-                names,
-                control,
-                audit: AuditLog::open(&state)?,
-            }));
+            let audit = AuditLog::open(&state)?;
+            // The volume is worth more than new clients.
+            let serving = serving.unwrap_or_else(|error| {
+                tracing::error!(
+                    %error,
+                    "the volume goes on with the clients that it has and accepts no others: mend what is wrong, then \
+                     restart again (SIGUSR2)"
+                );
+                Serving { newcomers: Newcomers::Refused, ..Serving::default() }
+            });
+            return Ok((Self::Predecessor(Predecessor { handover, names, control, audit }), serving));
         }
+        let serving = serving?;
         let source = args.source()?;
         let specification = args.specification(state, &source, inherited, serving.clone())?;
-        Ok(Self::Start(Box::new((source, specification))))
+        Ok((Self::Start(Box::new((source, specification))), serving))
     }
 
     fn audit(&self) -> AuditLog {
@@ -115,8 +123,8 @@ impl Volume<'_> {
                 Outcome::End(ended) => return self.end(running, ended, record).await,
                 Outcome::HandOver(successor, socket) => (successor, socket),
             };
-            if let Err(why) = successor::check().await {
-                tracing::error!(why, "the program cannot be executed again; this process goes on");
+            if let Err(why) = successor::check(&running).await {
+                tracing::error!(why, "the volume cannot go over to a successor; this process goes on");
                 // Rewraps that were given up may have replaced files that the service manager holds.
                 successor::refresh(&running, None).await;
                 control = socket;

@@ -173,6 +173,16 @@ enum Place {
     },
 }
 
+impl Place {
+    fn require_allowed(&self, open: bool) -> Result<(), ListenError> {
+        match self {
+            Self::Unix { .. } => Ok(()),
+            Self::Tcp(address) => require_loopback(*address, open),
+            Self::Vsock { cid, port } => require_open(*cid, *port, open),
+        }
+    }
+}
+
 impl Listener {
     /// Binds `address`; within a tokio runtime. A Unix socket that a dead server left is replaced.
     ///
@@ -207,12 +217,16 @@ impl Listener {
             _ => return Err(other()),
         }
         let place = place(&socket, None).map_err(failed)?;
-        match &place {
-            Place::Unix { .. } => {}
-            Place::Tcp(address) => require_loopback(*address, terms.open)?,
-            Place::Vsock { cid, port } => require_open(*cid, *port, terms.open)?,
-        }
+        place.require_allowed(terms.open)?;
         Self::new(socket, place).map_err(failed)
+    }
+
+    /// That it may be listened at, by the rule of [`Listener::bind`] for `open` or not.
+    ///
+    /// # Errors
+    /// [`ListenError::NotLoopback`].
+    pub fn require_allowed(&self, open: bool) -> Result<(), ListenError> {
+        self.place.require_allowed(open)
     }
 
     fn new(socket: OwnedFd, place: Place) -> io::Result<Self> {
