@@ -31,8 +31,7 @@ use crate::store::{FileStore, Leftover, LeftoverDescription};
 use crate::volume::{EncryptedVolume, Options, Past};
 use crate::xts::Implementation;
 
-/// Version of what is handed over. A program that knows another one is not executed as a successor; one that a
-/// service manager starts all the same refuses it.
+/// Version of what is handed over. A program that knows another one is not executed as a successor, or refuses it.
 pub const VERSION: u32 = 2;
 const STATE: &str = "sealblk-state";
 const KEY: &str = "sealblk-key";
@@ -326,8 +325,7 @@ fn resume_sockets(
     Ok((listeners, connections))
 }
 
-/// Listeners that accept clients, and those that may not: how addresses are served is the successor's to say, and may
-/// have changed.
+/// Listeners that accept clients, and those that may not by what the successor was told.
 fn admit(listeners: Vec<Listener>, newcomers: Newcomers) -> (Vec<Listener>, Vec<Listener>) {
     listeners.into_iter().partition(|listener| {
         let refusal = newcomers.refusal(listener);
