@@ -32,7 +32,7 @@ pub(super) struct TlsOptions {
     tls_client_ca: Option<PathBuf>,
 
     /// Name that a client's certificate must have: a DNS name, URI or e-mail address among its alternative names, or
-    /// the subject's common name (repeatable; one of them will do) [default: any]
+    /// the subject's common name if it has none of these (repeatable; one of them will do) [default: any]
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     tls_allow: Vec<String>,
 }
@@ -155,7 +155,7 @@ mod tests {
         ] {
             match tls(&flags, file).load() {
                 Err(Failure::Usage(why)) => {
-                    assert!(why.contains("--tls require"), "{flags:?}, {file}: {why}")
+                    assert!(why.contains("--tls require"), "{flags:?}, {file}: {why}");
                 }
                 other => panic!("{flags:?}, {file}: {:?}", other.err()),
             }
