@@ -1,5 +1,4 @@
-//! A volume that goes over to a successor process, with its clients: by re-execution, or through systemd's
-//! descriptor store.
+//! A volume that goes over to a successor process, with its clients: by execve(2), or by systemd's descriptor store.
 //!
 //! Everything that is a descriptor goes as one: the data key in secret memory, the backing, the locked journal and
 //! envelope, listeners, clients. Everything else is a document (`State`) in secret memory of its own. The
@@ -354,15 +353,13 @@ pub async fn resume(
     let key = DataKey::from_descriptor(take(KEY)?)?;
     let seal = SealKey::derive(&key)?;
     let lock = state.regain_journal(take(JOURNAL)?.into());
-    let file = match state.envelope.take() {
-        Some(path) => Some(state.regain_envelope(path, take(ENVELOPE)?.into(), &seal)),
-        None => None,
-    };
+    let envelope =
+        state.envelope.take().map(|path| Ok::<_, HandoverError>((path, take(ENVELOPE)?))).transpose()?;
+    let file = envelope.map(|(path, lock)| state.regain_envelope(path, lock.into(), &seal));
     let leftover = Leftover::from_parts(take(BACKING)?.into(), state.leftover);
     let journal = Entry::adopt(state.note, state.journal, lock);
     let (listeners, connections) = resume_sockets(&mut take, state.listeners, state.clients)?;
-    let id = state.document.volume.clone();
-    let layout = state.document.layout();
+    let (id, layout) = (state.document.volume.clone(), state.document.layout());
     let store = FileStore::new(leftover.file().try_clone().map_err(failed("share the backing"))?);
     let cipher = state.implementation.cipher(&key, layout.sector);
     let held =
@@ -387,8 +384,8 @@ pub async fn resume(
         steps: state.steps,
     };
     let (listeners, held_back) = admit(listeners, serving.newcomers);
-    let mut running =
-        ready.serve(listeners, held_back, Resumed { connections, served: state.served }, serving)?;
+    let resumed = Resumed { connections, served: state.served };
+    let mut running = ready.serve(listeners, held_back, resumed, serving)?;
     // Until here a failure leaves the key for another process.
     if let Some(key) = &mut running.key_kept {
         key.claim();

@@ -154,8 +154,7 @@ pub struct Listener {
     socket: AsyncFd<OwnedFd>,
     place: Place,
     users: Users,
-    /// Who owned a Unix socket's file when it was taken up. Not asked for later: by then somebody else's file may
-    /// have the path.
+    /// Who owned a Unix socket's file at first; later, somebody else's file may have the path.
     owner: Option<u32>,
 }
 
