@@ -42,7 +42,7 @@ pub(super) struct ClientOptions {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_connections: Option<u32>,
 
-    /// Connections at once of one peer, a user, an IP address or a virtual machine; more are closed [default: 256]
+    /// Connections at once of one peer, a user, an IP address or a virtual machine; for one more, the oldest that has not chosen an export is closed, or else the new one [default: 256]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_connections_per_peer: Option<u32>,
 

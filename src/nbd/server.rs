@@ -64,7 +64,8 @@ const LAST_HANDSHAKES: Duration = Duration::from_secs(5);
 pub struct Limits {
     /// Connections at once, haggling ones included; more wait in the listener's queue.
     pub connections: usize,
-    /// Connections of one peer at once; more are closed. A peer is a user on a Unix socket, an IPv4 address or IPv6
+    /// Connections of one peer at once. For a new one, the oldest that is in its handshake is closed; if there is
+    /// none, the new one is. A peer is a user on a Unix socket, an IPv4 address or IPv6
     /// network (/64) on TCP, a context id on vsock.
     pub connections_per_peer: usize,
     /// For the whole handshake.
@@ -188,7 +189,8 @@ async fn end(live: Vec<Arc<Connection>>, shared: Arc<Shared>, mut all_done: mpsc
     busy.len()
 }
 
-/// Stops every connection between two requests, and drains those that cannot be handed over; returns those that are there to go on, and how many had to be cut.
+/// Stops every connection between two requests, and drains those that cannot be handed over; returns those that are
+/// there to go on, and how many had to be cut.
 async fn hand_over(
     live: Vec<Arc<Connection>>,
     shared: Arc<Shared>,
@@ -280,16 +282,19 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 }
 
 /// One client, from its first byte to its last.
-async fn attend(stream: Stream, shared: Arc<Shared>, admitted: Admitted, stop: watch::Receiver<Signal>) {
+async fn attend(stream: Stream, shared: Arc<Shared>, mut admitted: Admitted, stop: watch::Receiver<Signal>) {
     let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_ref(), stop.clone());
-    let haggled = tokio::time::timeout(shared.limits.handshake, haggle).await;
+    let haggled = tokio::select! {
+        haggled = tokio::time::timeout(shared.limits.handshake, haggle) => haggled,
+        () = admitted.displaced() => return tracing::debug!("handshake gives way to a newer one's"),
+    };
     let (channel, export, agreed) = match haggled {
         Ok(Ok(handshake::Outcome::Transmit(channel, export, agreed))) => (channel, export, agreed),
         Ok(Ok(handshake::Outcome::Over)) => return,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
     };
-    if *stop.borrow() == Signal::End {
+    if *stop.borrow() == Signal::End || !admitted.settle() {
         return;
     }
     let told = ConnectionDescription::of(&export, agreed);

@@ -143,22 +143,40 @@ fn a_peer_with_its_share_of_connections_gets_no_more_until_one_ends() {
     let (volume, log) =
         logged(&lab, &["--listen", &address, "--listen=tcp:127.0.0.1:0", "--max-connections-per-peer=2"]);
     let one = Client::ready(&path);
-    let haggling = Client::greeted(&path);
+    let _another = Client::ready(&path);
     for _ in 0..20 {
         assert_shut(&mut UnixStream::connect(&path).unwrap());
     }
     assert_eq!(warnings(&log, "--max-connections-per-peer"), 1);
+    assert_eq!(warnings(&log, "unsaid"), 0, "nothing has been left unsaid yet");
     // By another transport, a peer is another one.
     let mut nbdinfo = tool("nbdinfo");
     nbdinfo.arg("--size").arg(volume.serving["uris"][1].as_str().unwrap());
     assert_succeeds(&finish(nbdinfo));
-    drop(haggling);
+    drop(one);
     eventually("a place is free again", || {
         let mut client = UnixStream::connect(&path).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         matches!(client.read(&mut [0; 18]), Ok(18))
     });
-    drop(one);
+    assert!(volume.stop().0.success());
+}
+
+#[test]
+fn clients_of_a_peer_that_choose_no_export_give_way_to_newer_ones() {
+    let lab = Lab::new();
+    let (path, address) = unix(&lab, "nbd.sock");
+    let (volume, log) = logged(&lab, &["--listen", &address, "--max-connections-per-peer=3"]);
+    let mut busy = Client::ready(&path);
+    let mut silent: Vec<_> = (0..20).map(|_| Client::greeted(&path)).collect();
+    // Two are left beside the busy one, of which the older makes room.
+    let mut newest = Client::ready(&path);
+    assert_eq!((busy.read(0, 512).len(), newest.read(0, 512).len()), (512, 512));
+    assert_waits(&mut silent.pop().unwrap().stream);
+    for mut client in silent {
+        assert_shut(&mut client.stream);
+    }
+    assert_eq!(warnings(&log, "--max-connections-per-peer"), 1);
     assert!(volume.stop().0.success());
 }
 
@@ -167,12 +185,15 @@ fn a_client_for_whom_there_is_no_room_waits_and_other_listeners_are_served() {
     let lab = Lab::new();
     let (first, address) = unix(&lab, "first.sock");
     let (second, other) = unix(&lab, "second.sock");
-    let (volume, _) = logged(&lab, &["--listen", &address, "--listen", &other, "--max-connections=1"]);
+    let (volume, log) = logged(&lab, &["--listen", &address, "--listen", &other, "--max-connections=1"]);
     // There is room for one: a listener that nobody connects to has no claim to it.
-    drop(Client::ready(&first));
+    let before = Client::ready(&first);
+    assert_eq!(warnings(&log, "--max-connections"), 0, "nobody waits");
+    drop(before);
     let here = Client::ready(&second);
     let mut waits = UnixStream::connect(&first).unwrap();
     assert_waits(&mut waits);
+    assert_eq!(warnings(&log, "--max-connections"), 1);
     drop(here);
     waits.set_read_timeout(Some(PATIENCE)).unwrap();
     waits.read_exact(&mut [0; 18]).unwrap();
@@ -314,14 +335,14 @@ fn the_configuration_file_has_sockets_limits_and_tls() {
     let volume = start(&[]);
     assert!(volume.uri.starts_with("nbds+unix://"), "{}", volume.uri);
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
-    let one = Client::greeted(&path);
-    assert_shut(&mut UnixStream::connect(&path).unwrap());
-    drop(one);
+    let (mut one, _other) = (Client::greeted(&path), Client::greeted(&path));
+    assert_shut(&mut one.stream);
     assert!(volume.stop().0.success());
     let volume = start(&["--tls=off", "--socket-mode=0600", "--max-connections-per-peer=2"]);
     assert!(volume.uri.starts_with("nbd+unix://"), "{}", volume.uri);
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
-    let (_one, _other) = (Client::greeted(&path), Client::greeted(&path));
+    let (mut one, _other) = (Client::greeted(&path), Client::greeted(&path));
+    assert_waits(&mut one.stream);
     assert!(volume.stop().0.success());
     let mut shown = lab.sealblk(["config"]);
     shown.env("SEALBLK_CONFIG", lab.path("sealblk.toml"));

@@ -1,11 +1,12 @@
 //! Who is served: the peer's user on Unix sockets, and how many connections there may be, in all and for one peer.
 
-use std::collections::HashMap;
+mod seats;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nix::sys::socket::{VsockAddr, getpeername, getsockopt, sockopt::PeerCredentials};
 use rustix::net::AddressFamily;
@@ -13,6 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::seldom::Seldom;
 use super::{Limits, Listener};
+
+use self::seats::{Got, Seat, Seats};
 
 /// Who may connect to a Unix socket, besides root, the process's own user and the owner of the socket's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +92,10 @@ impl fmt::Display for Peer {
 /// Lets clients in.
 pub(super) struct Admission {
     total: Arc<Semaphore>,
+    most: usize,
     per_peer: usize,
     seats: Seats,
+    full: Seldom,
     forbidden: Seldom,
     crowded: Seldom,
     failed: Seldom,
@@ -105,23 +110,50 @@ pub(super) struct Room {
 pub(super) struct Admitted {
     /// `None` for one that a predecessor left where there is no room any more.
     _room: Option<Room>,
-    _seat: Option<Seat>,
+    /// `None` for one that a predecessor left and whose peer is not known any more.
+    seat: Option<Seat>,
+}
+
+impl Admitted {
+    /// Returns when another client of the same peer has got this one's place, which it can until this one is settled.
+    pub(super) async fn displaced(&mut self) {
+        match &mut self.seat {
+            Some(seat) => seat.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The handshake is over: nobody gets this one's place any more. False if somebody has got it before.
+    pub(super) fn settle(&mut self) -> bool {
+        self.seat.as_mut().is_none_or(Seat::settle)
+    }
 }
 
 impl Admission {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             total: Arc::new(Semaphore::new(limits.connections)),
+            most: limits.connections,
             per_peer: limits.connections_per_peer,
             seats: Seats::default(),
+            full: Seldom::default(),
             forbidden: Seldom::default(),
             crowded: Seldom::default(),
             failed: Seldom::default(),
         }
     }
 
-    /// Waits until there are fewer connections than there may be.
+    /// Waits until there are fewer connections than there may be; logs that it has to.
     pub(super) async fn room(&self) -> Option<Room> {
+        if self.total.available_permits() == 0
+            && let Some(unsaid) = self.full.say()
+        {
+            let most = self.most;
+            tracing::warn!(
+                unsaid,
+                "a client waits to be accepted until one of the {most} that are connected ends: see --max-connections"
+            );
+        }
         // It is never closed.
         let permit = self.total.clone().acquire_owned().await.ok()?;
         Some(Room { _permit: permit })
@@ -141,81 +173,49 @@ impl Admission {
                 return None;
             }
         };
-        match peer {
-            Peer::User(user) if !listener.admits(user) => {
-                if let Some(unsaid) = self.forbidden.say() {
-                    tracing::warn!(
-                        unsaid,
-                        "user {user} connected and may not: start the volume with --allow-user {user} if it should"
-                    );
-                }
-                return None;
-            }
-            _ => {}
-        }
-        let seat = self.seats.take(peer, self.per_peer);
-        if seat.is_none()
-            && let Some(unsaid) = self.crowded.say()
+        if let Peer::User(user) = peer
+            && !listener.admits(user)
         {
+            if let Some(unsaid) = self.forbidden.say() {
+                tracing::warn!(
+                    unsaid,
+                    "user {user} connected, but may not be a client: --allow-user {user} lets it be one"
+                );
+            }
+            return None;
+        }
+        let seat = self.seat(peer)?;
+        Some(Admitted { _room: room, seat: Some(seat) })
+    }
+
+    fn seat(&self, peer: Peer) -> Option<Seat> {
+        let (seat, what) = match self.seats.take(peer, self.per_peer) {
+            Got::Free(seat) => return Some(seat),
+            Got::Displaced(seat) => (Some(seat), "a new one takes the place of the oldest in its handshake"),
+            Got::Nothing => (None, "a new one was closed"),
+        };
+        if let Some(unsaid) = self.crowded.say() {
             let most = self.per_peer;
             tracing::warn!(
                 unsaid,
-                "{peer} has {most} connections, the most for one peer, and gets no more: see --max-connections-per-peer"
+                "{peer} has {most} connections, the most for one peer; {what}: see --max-connections-per-peer"
             );
         }
-        Some(Admitted { _room: room, _seat: Some(seat?) })
+        seat
     }
 
     /// A predecessor's client stays, even where limits have been lowered.
     pub(super) fn readmit(&self, socket: BorrowedFd<'_>) -> Admitted {
         let room = self.total.clone().try_acquire_owned().ok();
         let room = room.map(|permit| Room { _permit: permit });
-        let seat = Peer::of(socket).ok().and_then(|peer| self.seats.take(peer, usize::MAX));
-        Admitted { _room: room, _seat: seat }
+        let seat = Peer::of(socket).ok().map(|peer| self.seats.keep(peer));
+        Admitted { _room: room, seat }
     }
 
     /// Logs that a client could not be accepted.
     pub(super) fn failed(&self, error: &io::Error) {
         if let Some(unsaid) = self.failed.say() {
             tracing::warn!(%error, unsaid, "cannot accept a connection");
-        }
-    }
-}
-
-/// Connections of each peer that has any.
-#[derive(Clone, Default)]
-struct Seats(Arc<Mutex<HashMap<Peer, usize>>>);
-
-impl Seats {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, peer: Peer, most: usize) -> Option<Seat> {
-        let mut taken = self.lock();
-        let count = taken.entry(peer).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Seat { peer, seats: self.clone() })
-    }
-}
-
-/// One connection of a peer.
-struct Seat {
-    peer: Peer,
-    seats: Seats,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.lock();
-        if let Some(count) = taken.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.peer);
-            }
         }
     }
 }
@@ -232,19 +232,6 @@ mod tests {
         assert_eq!(peer("::ffff:192.0.2.1"), peer("192.0.2.1"));
         assert_eq!(peer("2001:db8::1").to_string(), "2001:db8::/64");
         assert_ne!(Peer::User(3), Peer::Machine(3));
-    }
-
-    #[test]
-    fn a_seat_is_free_again_once_its_connection_has_gone() {
-        let seats = Seats::default();
-        let (one, other) = (Peer::User(1), Peer::User(2));
-        let first = seats.take(one, 2).unwrap();
-        let _second = seats.take(one, 2).unwrap();
-        assert!(seats.take(one, 2).is_none());
-        assert!(seats.take(other, 2).is_some(), "another peer has seats of its own");
-        drop(first);
-        assert!(seats.take(one, 2).is_some());
-        assert_eq!(seats.lock().len(), 1, "whoever has gone is forgotten");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
 use tokio::io::unix::AsyncFd;
 
@@ -332,12 +333,22 @@ impl Listener {
     pub(super) async fn accept<R: Future>(&self, room: impl Fn() -> R) -> io::Result<(Stream, R::Output)> {
         loop {
             let mut ready = self.socket.readable().await?;
+            // What made it ready may have been accepted already, and nobody waits for room.
+            if !self.is_readable()? {
+                ready.clear_ready();
+                continue;
+            }
             let room = room().await;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             if let Ok(accepted) = ready.try_io(|socket| Ok(rustix::net::accept_with(socket, flags)?)) {
                 return Ok((self.stream(accepted?)?, room));
             }
         }
+    }
+
+    fn is_readable(&self) -> io::Result<bool> {
+        let mut asked = [PollFd::new(self.socket.get_ref(), PollFlags::IN)];
+        Ok(poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
     }
 
     fn stream(&self, socket: OwnedFd) -> io::Result<Stream> {

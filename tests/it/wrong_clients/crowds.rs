@@ -1,7 +1,9 @@
 //! Too many clients, and clients that come and go.
 
+use std::io::Read;
+
 use super::{ELSEWHERE, beside, beside_with};
-use crate::raw::{Client, Mode, READ, encoded, header};
+use crate::raw::{Client, GO, Mode, READ, encoded, header};
 
 /// More clients than are served at once: the others wait, and are served when there is room again.
 #[test]
@@ -16,15 +18,34 @@ fn a_crowd() {
     });
 }
 
-/// More clients than one peer may have: the others are hung up on, and those that are served stay.
+/// More clients than one peer may have: those that are served stay, and of those that have chosen nothing yet the
+/// newest do.
 #[test]
 fn a_crowd_from_one_peer() {
     beside_with(&["--max-connections-per-peer", "50"], |socket| {
         let mut crowd: Vec<Client> = (0..45).map(|_| Client::ready(socket)).collect();
-        let mut others: Vec<Client> = (0..40).map(|_| Client::connect(socket)).collect();
-        let greeted = others.iter_mut().filter_map(|client| client.take::<18>().ok()).count();
-        assert!(greeted <= 5, "{greeted} beyond 45, of which 50 may be");
+        let mut others: Vec<Client> = (0..40).map(|_| Client::haggling(socket)).collect();
+        let chosen = others.split_off(36).into_iter().map(|mut client| client.choose(GO, ""));
+        assert_eq!(
+            chosen.filter(Result::is_ok).count(),
+            4,
+            "beyond 45 and the bystander, of which 50 may be"
+        );
+        for mut client in others {
+            let _ = client.stream.read_to_end(&mut Vec::new());
+        }
         assert!(crowd.iter_mut().all(|client| client.read(ELSEWHERE, 1) == [0]));
+    });
+}
+
+/// A thousand that connect and say nothing, as many times over what one peer may have, keep nobody out.
+#[test]
+fn a_silent_crowd_from_one_peer() {
+    beside(|socket| {
+        let _silent: Vec<Client> = (0..1000).map(|_| Client::connect(socket)).collect();
+        let mut honest = Client::ready(socket);
+        assert_eq!(honest.read(ELSEWHERE, 1), [0]);
+        honest.part();
     });
 }
 
