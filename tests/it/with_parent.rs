@@ -91,6 +91,8 @@ fn libnbd_is_killed_and_its_volume_ends() {
     );
     let mut nbdsh = tool("nbdsh");
     nbdsh.envs(sealblk.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // The system's Python has libnbd.
+    nbdsh.env("PATH", format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default()));
     nbdsh.current_dir(lab.path("")).arg("-c").arg(script);
     // To the end of its standard error, which is the volume's as well.
     let said = text(&finish(nbdsh).stderr);
