@@ -153,7 +153,7 @@ impl ClientOptions {
             if name.is_empty() && read_only && self.export.is_empty() {
                 return Err(Failure::Usage(
                     "--read-only-export '': the empty name is that of the default export, to which clients may write; \
-                     to let them write under no name, use --read-only instead, or give the export that they may write \
+                     if nobody is to write, use --read-only instead, or give the export that they may write \
                      to a name with --export"
                         .into(),
                 ));
@@ -170,11 +170,11 @@ impl ClientOptions {
 }
 
 fn served_at_once(text: &str) -> Result<u32, String> {
-    connections(text, "clients that are served at once, while others wait")
+    connections(text, "clients are served at once, while others wait")
 }
 
 fn served_to_one(text: &str) -> Result<u32, String> {
-    connections(text, "connections that one user, IP address or virtual machine may have at once")
+    connections(text, "connections one user, IP address or virtual machine may have at once")
 }
 
 fn connections(text: &str, what: &str) -> Result<u32, String> {
