@@ -27,33 +27,109 @@ pub struct Named {
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
+/// Why what was left for this process cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptorError {
+    /// What a predecessor left.
+    #[error("{VARIABLE} cannot be read: {0}; only sealblk itself sets it, for its own successor: unset it")]
+    Predecessor(String),
+    /// Not a number where sd_listen_fds(3) has one.
+    #[error(
+        "{variable}={value:?} is not a number, so this process cannot tell which sockets were passed to it; whoever \
+         starts sealblk with sockets sets LISTEN_PID to its process id and LISTEN_FDS to how many there are, from \
+         descriptor 3 on, and unsets both if there are none"
+    )]
+    Number {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// Not as many names as descriptors.
+    #[error(
+        "LISTEN_FDNAMES={names:?} does not have as many names, with colons between them, as LISTEN_FDS={count} says \
+         that there are sockets; whoever starts sealblk with sockets names each of them, or unsets LISTEN_FDNAMES"
+    )]
+    Names {
+        /// The names.
+        names: String,
+        /// How many they should be.
+        count: u32,
+    },
+    /// There is none.
+    #[error(
+        "descriptor {number}, which LISTEN_FDS={count} says was passed to this process, cannot be used: {source}; \
+         whoever starts sealblk passes open sockets from descriptor 3 on and sets LISTEN_FDS to how many they are"
+    )]
+    Missing {
+        /// Its number.
+        number: RawFd,
+        /// How many there should be.
+        count: u32,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
 /// Takes what was left for this process; nothing the second time.
 ///
 /// # Errors
-/// The operating system's for a number that is no descriptor, [`io::ErrorKind::InvalidData`] for a list that cannot
-/// be read.
-pub fn take() -> io::Result<Vec<Named>> {
+/// A [`DescriptorError`].
+pub fn take() -> Result<Vec<Named>, DescriptorError> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
     }
-    let left = std::env::var(VARIABLE).ok().map(|list| read(&list)).transpose()?.flatten();
-    let listed = match left {
-        Some(list) => list,
-        None => sd_notify::listen_fds_with_names()?.map(|(number, name)| (name, number)).collect(),
+    let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    if let Some(list) = variable(VARIABLE).map(|list| read(&list)).transpose()?.flatten() {
+        return take_predecessors(list);
+    }
+    let number = |name: &'static str| {
+        let parse = |value: String| {
+            value.parse::<u32>().map_err(|_| DescriptorError::Number { variable: name, value })
+        };
+        variable(name).map(parse).transpose()
     };
+    if number("LISTEN_PID")? != Some(std::process::id()) {
+        return Ok(Vec::new());
+    }
+    take_passed(number("LISTEN_FDS")?.unwrap_or_default(), variable("LISTEN_FDNAMES"))
+}
+
+fn take_predecessors(list: Vec<(String, RawFd)>) -> Result<Vec<Named>, DescriptorError> {
     let mut seen = Vec::new();
     let mut named = Vec::new();
-    for (name, number) in listed {
+    for (name, number) in list {
         if number <= 2 || seen.contains(&number) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{name} has descriptor {number}"),
-            ));
+            return Err(DescriptorError::Predecessor(format!("{name} has descriptor {number}")));
         }
         seen.push(number);
-        named.push(Named { name, descriptor: own(number)? });
+        let descriptor = own(number).map_err(|error| {
+            DescriptorError::Predecessor(format!("{name} has descriptor {number}: {error}"))
+        })?;
+        named.push(Named { name, descriptor });
     }
     Ok(named)
+}
+
+/// Those of sd_listen_fds(3).
+fn take_passed(count: u32, names: Option<String>) -> Result<Vec<Named>, DescriptorError> {
+    let mut passed = Vec::new();
+    // Whoever passes none has none to name.
+    let names = names.filter(|_| count > 0);
+    let mut left = names.as_deref().map(|names| names.split(':'));
+    let misnamed = || DescriptorError::Names { names: names.clone().unwrap_or_default(), count };
+    for number in (3..).take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        let name = match &mut left {
+            Some(left) => left.next().ok_or_else(misnamed)?,
+            None => "unknown",
+        };
+        let descriptor = own(number).map_err(|source| DescriptorError::Missing { number, count, source })?;
+        passed.push(Named { name: name.into(), descriptor });
+    }
+    if left.is_some_and(|mut left| left.next().is_some()) {
+        return Err(misnamed());
+    }
+    Ok(passed)
 }
 
 fn own(number: RawFd) -> io::Result<OwnedFd> {
@@ -71,9 +147,9 @@ fn own(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Reads the variable's value; another process's list is none of ours.
-fn read(list: &str) -> io::Result<Option<Vec<(String, RawFd)>>> {
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{VARIABLE} cannot be read"));
-    let (process, list) = list.split_once(';').ok_or_else(bad)?;
+fn read(list: &str) -> Result<Option<Vec<(String, RawFd)>>, DescriptorError> {
+    let bad = || DescriptorError::Predecessor(format!("{list:?}"));
+    let (process, pairs) = list.split_once(';').ok_or_else(bad)?;
     if process != std::process::id().to_string() {
         return Ok(None);
     }
@@ -81,14 +157,14 @@ fn read(list: &str) -> io::Result<Option<Vec<(String, RawFd)>>> {
         let (name, number) = pair.split_once('=').ok_or_else(bad)?;
         Ok((name.to_owned(), number.parse().map_err(|_| bad())?))
     };
-    list.split(',').filter(|pair| !pair.is_empty()).map(pair).collect::<io::Result<_>>().map(Some)
+    pairs.split(',').filter(|pair| !pair.is_empty()).map(pair).collect::<Result<_, _>>().map(Some)
 }
 
 /// The variable's value for `named`, which are kept open across an execve(2) of this process from now on.
 ///
 /// # Errors
 /// The operating system's.
-pub fn keep(named: &[Named]) -> io::Result<String> {
+pub fn keep<'a>(named: impl IntoIterator<Item = &'a Named>) -> io::Result<String> {
     let mut list = Vec::new();
     for Named { name, descriptor } in named {
         let flags = fcntl_getfd(descriptor)?;
@@ -99,7 +175,7 @@ pub fn keep(named: &[Named]) -> io::Result<String> {
 }
 
 /// Takes [`keep`] back: the execve(2) has failed.
-pub fn keep_no_more(named: &[Named]) {
+pub fn keep_no_more<'a>(named: impl IntoIterator<Item = &'a Named>) {
     for Named { descriptor, .. } in named {
         // They are open; nothing else could fail.
         let _ = fcntl_setfd(descriptor, FdFlags::CLOEXEC);

@@ -25,11 +25,11 @@ pub(super) struct ClientOptions {
     #[arg(long)]
     insecure: bool,
 
-    /// Mode of Unix sockets' files, in octal [default: 0600]
+    /// Mode of the files of --listen's Unix sockets, in octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     socket_mode: Option<SocketMode>,
 
-    /// User, group or both that Unix sockets' files are given to: USER, USER:GROUP or :GROUP, by name or number
+    /// User, group or both that the files of --listen's Unix sockets are given to: USER, USER:GROUP or :GROUP, by name or number
     #[arg(long, value_name = "USER:GROUP")]
     socket_owner: Option<String>,
 
@@ -38,19 +38,21 @@ pub(super) struct ClientOptions {
     #[arg(long, value_name = "USER|any")]
     allow_user: Vec<String>,
 
-    /// Connections at once; more wait [default: 1024]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Connections at once, 1 to 100000; more wait [default: 1024]
+    #[arg(long, value_name = "NUMBER", value_parser = served_at_once)]
     max_connections: Option<u32>,
 
-    /// Connections at once of one peer, a user, an IP address or a virtual machine; for one more, the oldest that has not chosen an export is closed, or else the new one [default: 256]
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Connections at once of one peer, a user, an IP address or a virtual machine, 1 to 100000; for one more, the
+    /// oldest that has not chosen an export is closed, or else the new one [default: 256]
+    #[arg(long, value_name = "NUMBER", value_parser = served_to_one)]
     max_connections_per_peer: Option<u32>,
 
     /// Name to serve the volume under (repeatable); the first is the default export [default: the empty name]
     #[arg(long, value_name = "NAME")]
     export: Vec<String>,
 
-    /// Name to serve the volume under besides, to clients that may change nothing (repeatable)
+    /// Name to serve the volume under besides, to clients that may change nothing (repeatable). Under the names of
+    /// --export, or the empty one, clients may write all the same; see --read-only
     #[arg(long, value_name = "NAME")]
     read_only_export: Vec<String>,
 }
@@ -68,6 +70,27 @@ impl ClientOptions {
         }
         fall_back(&mut self.max_connections, &limits.connections, |Count(count)| *count);
         fall_back(&mut self.max_connections_per_peer, &limits.connections_per_peer, |Count(count)| *count);
+    }
+
+    /// That there are sockets which flags about sockets' files are about.
+    pub(super) fn require_sockets(&self) -> Result<(), Failure> {
+        let given =
+            [("--socket-mode", self.socket_mode.is_some()), ("--socket-owner", self.socket_owner.is_some())];
+        match given.iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) if !self.listen.iter().any(|address| address.starts_with("unix:")) => {
+                Err(Failure::Usage(format!(
+                    "{flag} is for the Unix sockets of --listen, and there is none: a private socket is its owner's \
+                     alone, and an inherited one is as whoever made it wanted it; add --listen unix:PATH, or leave \
+                     {flag} out"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there are addresses of its own.
+    pub(super) fn listens(&self) -> bool {
+        !self.listen.is_empty()
     }
 
     /// The addresses.
@@ -127,6 +150,14 @@ impl ClientOptions {
                     "{flag}: the name has {length} bytes, and {MAX_NAME} is the most that NBD allows; choose a shorter one"
                 )));
             }
+            if name.is_empty() && read_only && self.export.is_empty() {
+                return Err(Failure::Usage(
+                    "--read-only-export '': the empty name is that of the default export, to which clients may write; \
+                     if nobody is to write, use --read-only instead, or give the export that they may write \
+                     to a name with --export"
+                        .into(),
+                ));
+            }
             if exports.iter().any(|export| export.name == *name) {
                 return Err(Failure::Usage(format!(
                     "{flag} {name:?}: another export has that name; choose a different one"
@@ -136,6 +167,19 @@ impl ClientOptions {
         }
         Ok(exports)
     }
+}
+
+fn served_at_once(text: &str) -> Result<u32, String> {
+    connections(text, "clients are served at once, while others wait")
+}
+
+fn served_to_one(text: &str) -> Result<u32, String> {
+    connections(text, "connections one user, IP address or virtual machine may have at once")
+}
+
+fn connections(text: &str, what: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| (1..=100_000).contains(number));
+    number.ok_or_else(|| format!("give a number from 1 to 100000: how many {what}"))
 }
 
 /// Numbers of the user and the group in USER, USER:GROUP or :GROUP.

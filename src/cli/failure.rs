@@ -5,6 +5,7 @@ use std::io;
 use crate::audit::AuditError;
 use crate::config::{ConfigError, FileError};
 use crate::control::ControlError;
+use crate::descriptors::DescriptorError;
 use crate::engine::{EngineError, HandoverError};
 use crate::envelope::EnvelopeError;
 use crate::geometry::GeometryError;
@@ -40,6 +41,9 @@ pub enum Failure {
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Descriptors that were left for this process.
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorError),
     /// A file that the command was to read or write.
     #[error("{action} {what}: {source}")]
     File {
@@ -76,6 +80,7 @@ impl Failure {
             Self::Control(error) => control_code(error),
             Self::Kms(error) => kms_code(error.class),
             Self::Tls(error) => tls_code(error),
+            Self::Descriptors(error) => descriptor_code(error),
             Self::File { .. } | Self::Audit(_) => 7,
             Self::Process { .. } | Self::Leftovers(_) | Self::Damaged(_) => 1,
         }
@@ -147,9 +152,17 @@ fn listen_code(error: &ListenError) -> u8 {
     match error {
         ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
         ListenError::InUse(_)
+        | ListenError::Occupied { .. }
         | ListenError::Owner { .. }
         | ListenError::Inherited { .. }
         | ListenError::Io { .. } => 8,
+    }
+}
+
+fn descriptor_code(error: &DescriptorError) -> u8 {
+    match error {
+        DescriptorError::Predecessor(_) => 1,
+        DescriptorError::Number { .. } | DescriptorError::Names { .. } | DescriptorError::Missing { .. } => 8,
     }
 }
 

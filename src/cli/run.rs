@@ -2,6 +2,7 @@
 
 mod attend;
 mod child;
+mod parent;
 mod successor;
 mod volume;
 
@@ -105,6 +106,11 @@ pub(super) struct RunArgs {
     /// systemd's descriptor store. Keeps the data key in secret memory for as long as the volume is served
     #[arg(long, conflicts_with = "command")]
     restartable: bool,
+
+    /// End, as at SIGTERM, when the process that started sealblk has ended; `off` for never [default: on where a client
+    /// has started sealblk and passed it a socket (LISTEN_FDS), as nbdcopy does]
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    exit_with_parent: Option<Switch>,
 
     /// Take commands on this socket: unix:PATH (docs/control.md)
     #[arg(long, value_name = "unix:PATH")]
@@ -312,21 +318,22 @@ pub(super) fn run(
     json: bool,
 ) -> Result<ExitCode, Failure> {
     // Before anything else is opened that could have the same numbers.
-    let inherited = descriptors::take().map_err(|source| Failure::Process {
-        action: "take the descriptors that were left for this process",
-        source,
-    })?;
+    let inherited = descriptors::take()?;
+    // The file's are for volumes that have such sockets, and need not fit this one.
+    args.clients.require_sockets()?;
     args.inherit(config);
     let open_files = OpenFiles::raise();
     // Before the key of TLS is read.
     let hardening = harden()?;
     let serving = args.serving(&open_files);
-    let (origin, serving) = Origin::of(&args, state, inherited, serving)?;
+    let (mut origin, serving) = Origin::of(&args, state, inherited, serving)?;
+    let parent = origin.parent(args.exit_with_parent)?;
     let watching = args.watching()?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let runtime = runtime()?;
     let volume = Volume { args: &args, json, watching, serving };
-    let result = runtime.block_on(volume.run(origin, record, &ProcessLimits { hardening, open_files }));
+    let result =
+        runtime.block_on(volume.run(origin, parent, record, &ProcessLimits { hardening, open_files }));
     // A helper that still waits for a KMS must not hold the exit up.
     runtime.shutdown_background();
     result

@@ -1,23 +1,27 @@
 //! Signals that end a volume, or leave it to a successor.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::process::{Pid, kill_process};
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{self, SignalKind};
 
 use super::Failure;
 use super::run::Successor;
 use crate::descriptors;
 
-/// SIGINT, SIGTERM and SIGHUP, from the moment this is made.
+/// SIGINT, SIGTERM and SIGHUP, from the moment this is made, and a process's end where that counts as one.
 pub(super) struct Signals {
     interrupt: unix::Signal,
     terminate: unix::Signal,
     hangup: unix::Signal,
     /// Caught so that it kills nobody: a write past the limit on file sizes fails then (`EFBIG`, setrlimit(2)).
     _file_size: unix::Signal,
+    /// A pidfd (pidfd_open(2)), until its process has ended.
+    parent: Option<AsyncFd<OwnedFd>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub(super) enum Signal {
     Interrupt,
     Terminate,
     Hangup,
+    /// None of the kernel's: the process has ended that this one is to end with.
+    ParentEnded,
     Kill,
 }
 
@@ -35,11 +41,39 @@ impl Signals {
             terminate: unix::signal(SignalKind::terminate())?,
             hangup: unix::signal(SignalKind::hangup())?,
             _file_size: unix::signal(SignalKind::from_raw(libc::SIGXFSZ))?,
+            parent: None,
         })
     }
 
+    /// With the end of the process whose pidfd `parent` is.
+    pub(super) fn with_parent(parent: Option<OwnedFd>) -> io::Result<Self> {
+        #[allow(
+            deprecated,
+            reason = "sound for a descriptor that is owned and always the same; what replaces it is unsafe"
+        )]
+        let parent = parent.map(AsyncFd::new).transpose()?;
+        Ok(Self { parent, ..Self::new()? })
+    }
+
+    /// The pidfd of the process whose end is waited for.
+    pub(super) fn parent(&self) -> Option<&OwnedFd> {
+        self.parent.as_ref().map(AsyncFd::get_ref)
+    }
+
     pub(super) async fn next(&mut self) -> Signal {
+        let parent = async {
+            match &self.parent {
+                // Readable once it has ended.
+                Some(parent) => drop(parent.readable().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = parent => {
+                // Once: what comes next would mean that the end takes too long.
+                self.parent = None;
+                Signal::ParentEnded
+            }
             _ = self.interrupt.recv() => Signal::Interrupt,
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.hangup.recv() => Signal::Hangup,
@@ -97,6 +131,7 @@ impl Signal {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
             Self::Hangup => "SIGHUP",
+            Self::ParentEnded => "parent process ended",
             Self::Kill => "SIGKILL",
         }
     }
@@ -104,7 +139,7 @@ impl Signal {
     fn number(self) -> rustix::process::Signal {
         match self {
             Self::Interrupt => rustix::process::Signal::INT,
-            Self::Terminate => rustix::process::Signal::TERM,
+            Self::Terminate | Self::ParentEnded => rustix::process::Signal::TERM,
             Self::Hangup => rustix::process::Signal::HUP,
             Self::Kill => rustix::process::Signal::KILL,
         }

@@ -293,7 +293,7 @@ async fn the_socket_is_private_and_never_taken_from_others() {
     assert!(matches!(bind(&it.path), Err(ControlError::Listen(ListenError::InUse(_)))));
     let file = it.directory.path().join("file");
     fs::write(&file, "precious").unwrap();
-    assert!(matches!(bind(&file), Err(ControlError::Listen(ListenError::InUse(_)))));
+    assert!(matches!(bind(&file), Err(ControlError::Listen(ListenError::Occupied { .. }))));
     let dead = it.directory.path().join("dead");
     drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
     assert_eq!(bind(&dead).unwrap().path(), dead);

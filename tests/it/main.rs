@@ -44,4 +44,5 @@ mod together;
 mod transports;
 mod volume_life;
 mod whole_life;
+mod with_parent;
 mod wrong_clients;

@@ -743,8 +743,8 @@ fn what_cannot_be_inherited_is_refused() {
         ),
         (
             "export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=sealblk-state:a:b; exec 3</dev/null;",
-            1,
-            &["Bad file"],
+            8,
+            &["descriptor 4", "LISTEN_FDS=3", "Bad file"],
         ),
     ] {
         let output = inherit(&lab, script);

@@ -119,10 +119,88 @@ fn flags_about_sockets_that_make_no_sense() {
     }
     refused_at_once(&["--size=1M", "--allow-user=no-such-user"], 2, &["--allow-user", "no-such-user"]);
     for flag in ["--max-connections", "--max-connections-per-peer"] {
-        for number in ["0", "-1", "100001"] {
-            refused_at_once(&["--size=1M", &format!("{flag}={number}")], 2, &[flag, "100000"]);
+        for number in ["0", "-1", "100001", "many", "99999999999999999999"] {
+            let words = [flag, number, "give a number from 1 to 100000: how many c"];
+            refused_at_once(&["--size=1M", &format!("{flag}={number}")], 2, &words);
         }
     }
+}
+
+#[test]
+fn flags_about_sockets_need_a_socket_that_they_are_about() {
+    for flag in ["--socket-mode", "--socket-owner"] {
+        for listen in [&[][..], &["--listen=tcp:127.0.0.1:0"]] {
+            let args = [&["--size=1M", flag, "0"], listen].concat();
+            refused_at_once(&args, 2, &[flag, "there is none", "--listen unix:PATH"]);
+        }
+    }
+}
+
+/// Each says what was tried, what came back and what to do.
+#[test]
+fn addresses_that_cannot_be_listened_on() {
+    let lab = Lab::new();
+    let directory = lab.path("").display().to_string();
+    let directory = directory.trim_end_matches('/');
+    std::fs::write(lab.path("file"), "precious").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("tcp:{}", port.local_addr().unwrap());
+    let (used, address) = unix(&lab, "used.sock");
+    let _used = UnixListener::bind(&used).unwrap();
+    let path = |name: &str| format!("unix:{directory}/{name}");
+    let made = format!("make the directory {directory}/no");
+    for (address, words) in [
+        (path("no/x"), ["No such file or directory", &made]),
+        (path("file/x"), ["Not a directory", "choose another path"]),
+        (format!("unix:{directory}"), ["a directory is there", "choose another path"]),
+        (path("file"), ["a file that is no socket is there", "remove the file"]),
+        (address, ["in use", "stop what uses it"]),
+        (taken, ["in use", "stop what uses it"]),
+        ("tcp:192.0.2.1:10809".into(), ["Cannot assign requested address", "`ip address` shows"]),
+        ("tcp:no-such-host.invalid:10809".into(), ["lookup", "see how it is spelled"]),
+        ("vsock:77:10809".into(), ["os error", "; "]),
+    ] {
+        let words = [&format!("error: cannot listen on {address}: "), words[0], words[1]];
+        refused(&lab, &["--size=1M", "--insecure", "--listen", &address], 8, &words);
+    }
+    assert_eq!(std::fs::read(lab.path("file")).unwrap(), b"precious");
+    let long = format!("unix:/tmp/{}", "x".repeat(103));
+    refused_at_once(&["--size=1M", "--listen", &long], 2, &["has 108 bytes", "107 is the most", "shorter"]);
+}
+
+#[test]
+fn a_port_for_root_is_refused_to_others() {
+    let lab = Lab::new();
+    let sealblk = lab.sealblk(["run", "--size=1M", "--listen=tcp:127.0.0.1:1", "--", "true"]);
+    let mut command = tool("setpriv");
+    // Root without the right to it.
+    command.args(["--inh-caps=-net_bind_service", "--bounding-set=-net_bind_service"]);
+    if !is_root() {
+        command = Command::new("env");
+    }
+    command.envs(sealblk.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.arg(sealblk.get_program()).args(sealblk.get_args());
+    refuses(&lab, command, 8, &["tcp:127.0.0.1:1", "Permission denied", "below 1024", "a greater one"]);
+}
+
+#[test]
+fn a_relative_path_is_shown_as_one_that_clients_find_from_anywhere() {
+    let lab = Lab::new();
+    let volume = Volume::start(&lab, &["--size=1M", "--listen=unix:s"]);
+    let path = lab.path("").canonicalize().unwrap().join("s");
+    assert_eq!(volume.socket(), path);
+    drop(Client::ready(&path));
+    assert!(volume.stop().0.success());
+    assert!(!path.exists());
+    // One that is too long as a whole is bound all the same, for clients that start beside it.
+    let deep = lab.path(&"d".repeat(100));
+    std::fs::create_dir(&deep).unwrap();
+    let mut command = lab.sealblk(["run", "--json", "--size=1M", "--listen=unix:s"]);
+    command.current_dir(&deep);
+    let volume = Volume::spawn(command);
+    assert!(deep.join("s").exists());
+    assert!(volume.stop().0.success());
+    assert!(!deep.join("s").exists());
 }
 
 #[test]
@@ -300,6 +378,14 @@ fn a_read_only_name_stands_beside_the_default_export() {
     let output = lab.run(&["--size=1M", "--read-only-export=view", "--read-only"], script);
     assert_succeeds(&output);
     assert_eq!(text(&output.stdout).trim(), "2");
+    refused_at_once(
+        &["--size=1M", "--read-only-export="],
+        2,
+        &["the empty name", "--read-only instead", "--export"],
+    );
+    let script = "nbdinfo --list --json \"$uri\" | grep -c '\"is_read_only\": true'";
+    let output = lab.run(&["--size=1M", "--export=w", "--read-only-export="], script);
+    assert_eq!(text(&output.stdout).trim(), "1", "with a name of its own for those who write, there is one");
 }
 
 #[test]
@@ -369,6 +455,9 @@ fn libnbd_starts_a_volume_on_a_socket_of_its_own() {
     assert_succeeds(&output);
     let info: Value = serde_json::from_slice(&output.stdout).expect("nothing but nbdinfo's own output");
     assert_eq!(info["exports"][0]["export-name"], "e");
+    let said = text(&output.stderr);
+    assert!(said.contains("it ends with the process that started it"), "{said}");
+    assert!(!said.contains("nbd+unix") && !said.contains("Ctrl-C"), "{said}");
     eventually("the volume ends in order", || lab.journals().is_empty());
     assert!(World::of(&lab).grants.is_empty());
     assert!(crate::support::entries(&lab.path("run")).is_empty(), "no private socket was made");
@@ -382,7 +471,7 @@ fn libnbd_starts_a_volume_on_a_socket_of_its_own() {
 }
 
 /// `sealblk ARGS` with `descriptors` as those that systemd passes.
-fn activated(lab: &Lab, redirections: &str, count: usize, args: &[&str]) -> Command {
+fn activated(lab: &Lab, redirections: &str, count: &str, args: &[&str]) -> Command {
     let sealblk = lab.sealblk([&["run"], args].concat());
     let mut command = Command::new("bash");
     command.envs(sealblk.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -396,12 +485,24 @@ fn activated(lab: &Lab, redirections: &str, count: usize, args: &[&str]) -> Comm
 fn inherited_descriptors_that_are_no_listeners() {
     let lab = Lab::new();
     let words = ["error: inherited descriptor 3", "not a listening", "ListenStream="];
-    refuses(&lab, activated(&lab, "3</dev/null", 1, &["--size=1M", "--", "true"]), 8, &words);
+    refuses(&lab, activated(&lab, "3</dev/null", "1", &["--size=1M", "--", "true"]), 8, &words);
     let (path, _) = unix(&lab, "peer.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    let missing = activated(&lab, "3</dev/null", 2, &["--size=1M", "--", "true"]);
-    assert_fails(&finish(missing), 1, &["descriptors that were left for this process"]);
-    let mut bad = activated(&lab, "", 0, &["--size=1M", "--", "true"]);
+    // Bash itself has descriptors from 10 on.
+    let missing = activated(&lab, "3</dev/null", "2", &["--size=1M", "--", "true"]);
+    assert_fails(
+        &finish(missing),
+        8,
+        &["descriptor 4", "LISTEN_FDS=2", "Bad file descriptor", "passes open sockets"],
+    );
+    let many = activated(&lab, "3</dev/null", "abc", &["--size=1M", "--", "true"]);
+    assert_fails(&finish(many), 8, &["LISTEN_FDS=\"abc\" is not a number", "unsets both"]);
+    let mut named = activated(&lab, "3</dev/null", "1", &["--size=1M", "--", "true"]);
+    named.env("LISTEN_FDNAMES", "a:b");
+    assert_fails(&finish(named), 8, &["LISTEN_FDNAMES=\"a:b\"", "LISTEN_FDS=1", "as many names"]);
+    let datagrams = activated(&lab, "3<>/dev/udp/127.0.0.1/9", "1", &["--size=1M", "--", "true"]);
+    refuses(&lab, datagrams, 8, &words);
+    let mut bad = activated(&lab, "", "0", &["--size=1M", "--", "true"]);
     bad.env("LISTEN_PID", "1").env("LISTEN_FDS", "many");
     assert_succeeds(&finish(bad));
 }
@@ -505,7 +606,8 @@ fn inherited_sockets_have_the_same_rules() {
 fn an_activated_volume_leaves_standard_output_alone() {
     let lab = Lab::new();
     let (path, _) = unix(&lab, "systemd.sock");
-    let sealblk = lab.sealblk(["run", "--size=1M"]);
+    // As under systemd itself, whose end is nobody's.
+    let sealblk = lab.sealblk(["run", "--size=1M", "--exit-with-parent=off"]);
     let mut command = tool("systemd-socket-activate");
     command.arg("--listen").arg(&path);
     for (name, value) in sealblk.get_envs().filter_map(|(name, value)| Some((name, value?))) {
@@ -521,5 +623,6 @@ fn an_activated_volume_leaves_standard_output_alone() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(text(&output.stdout), "");
     let said = text(&output.stderr);
+    assert!(said.contains("SIGTERM ends it"), "{said}");
     assert!(said.contains("nbd+unix:///?socket=") && said.contains("\"event\":\"teardown\""), "{said}");
 }

@@ -80,10 +80,10 @@ impl Captive {
     /// second one kills it.
     pub(super) fn signal(&mut self, signal: Signal) {
         let by_terminal = signal == Signal::Interrupt && io::stdin().is_terminal();
-        match self.signalled {
-            true => Signal::Kill.send(self.child.id()),
-            false if by_terminal => {}
-            false => signal.send(self.child.id()),
+        if self.signalled {
+            Signal::Kill.send(self.child.id());
+        } else if !by_terminal {
+            signal.send(self.child.id());
         }
         self.signalled = true;
     }

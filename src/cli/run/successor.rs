@@ -123,14 +123,14 @@ pub(super) async fn check(running: &Running) -> Result<(), String> {
     let said = String::from_utf8_lossy(&answer.stdout);
     let mut words = said.split_whitespace();
     if answer.status.success() && words.next() == Some(&VERSION.to_string()) {
-        return match running.leaves_host() && words.next() != Some(OPEN) {
-            true => Err(
+        if running.leaves_host() && words.next() != Some(OPEN) {
+            return Err(
                 "a successor would serve an address that is not loopback without requiring TLS; require TLS \
-                         again, or allow it with --insecure"
+                        again, or allow it with --insecure"
                     .into(),
-            ),
-            false => Ok(()),
-        };
+            );
+        }
+        return Ok(());
     }
     Err(format!(
         "{} does not take over what this process hands over ({}): {}; mend what it names, go back to a version that \
@@ -147,28 +147,13 @@ pub(super) fn answer(open: bool) {
     output::line(if open { format!("{VERSION} {OPEN}") } else { VERSION.to_string() });
 }
 
-/// Becomes the successor; returns only if that failed.
-pub(super) fn execute(handover: &Handover, control: Option<&Named>) -> std::io::Error {
-    let mut kept = vec![descriptors::keep(handover.descriptors())];
-    if let Some(control) = control {
-        kept.push(descriptors::keep(std::slice::from_ref(control)));
-    }
-    let list = match kept.into_iter().collect::<std::io::Result<Vec<_>>>() {
-        Ok(lists) => join(&lists),
-        Err(error) => return error,
-    };
-    let error = descriptors::execute(&program(), std::env::args_os(), (VARIABLE, &list));
-    descriptors::keep_no_more(handover.descriptors());
-    if let Some(control) = control {
-        descriptors::keep_no_more(std::slice::from_ref(control));
-    }
-    error
-}
-
-/// One list of several of this process.
-fn join(lists: &[String]) -> String {
-    let pairs = lists.iter().filter_map(|list| list.split_once(';')).map(|(_, pairs)| pairs);
-    format!("{};{}", std::process::id(), pairs.collect::<Vec<_>>().join(","))
+/// Becomes the successor, with what is `besides`; returns only if that failed.
+pub(super) fn execute(handover: &Handover, besides: &[&Named]) -> std::io::Error {
+    let kept = || handover.descriptors().iter().chain(besides.iter().copied());
+    let list = descriptors::keep(kept());
+    let error = list.map(|list| descriptors::execute(&program(), std::env::args_os(), (VARIABLE, &list)));
+    descriptors::keep_no_more(kept());
+    error.unwrap_or_else(|error| error)
 }
 
 /// The program's file: after an upgrade, the new one of the old name.

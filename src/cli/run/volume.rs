@@ -9,8 +9,10 @@ use serde_json::json;
 use super::RunArgs;
 use super::attend::{Attendance, CONTROL, Ended, Outcome, Watching};
 use super::child::{self, ProcessLimits};
+use super::parent::{self, PARENT};
 use super::successor::{self, Successor};
 use crate::audit::AuditLog;
+use crate::cli::options::Switch;
 use crate::cli::output::{self, Event};
 use crate::cli::record_file::RecordFile;
 use crate::cli::signals::{self, RestartSignals, Signal, Signals};
@@ -35,6 +37,8 @@ pub(super) struct Predecessor {
     /// Names of all descriptors.
     names: Vec<String>,
     control: Option<OwnedFd>,
+    /// The process that it was to end with.
+    parent: Option<OwnedFd>,
     audit: AuditLog,
 }
 
@@ -49,9 +53,13 @@ impl Origin {
     ) -> Result<(Self, Serving), Failure> {
         let names = inherited.iter().map(|one| one.name.clone()).collect();
         let handover = Handover::find(&mut inherited).filter(|_| args.restartable);
-        let control = inherited.iter().position(|one| one.name == CONTROL);
-        let control = control.map(|place| inherited.swap_remove(place).descriptor);
+        let mut take = |name: &str| {
+            let place = inherited.iter().position(|one| one.name == name)?;
+            Some(inherited.swap_remove(place).descriptor)
+        };
+        let control = take(CONTROL);
         if let Some(handover) = handover {
+            let parent = take(PARENT);
             let audit = AuditLog::open(&state)?;
             // The volume is worth more than new clients.
             let serving = serving.unwrap_or_else(|error| {
@@ -62,12 +70,21 @@ impl Origin {
                 );
                 Serving { newcomers: Newcomers::Refused, ..Serving::default() }
             });
-            return Ok((Self::Predecessor(Predecessor { handover, names, control, audit }), serving));
+            return Ok((Self::Predecessor(Predecessor { handover, names, control, parent, audit }), serving));
         }
         let serving = serving?;
         let source = args.source()?;
         let specification = args.specification(state, &source, inherited, serving.clone())?;
         Ok((Self::Start(Box::new((source, specification))), serving))
+    }
+
+    /// The process that the volume is to end with, if it is to: what a predecessor has watched is watched on.
+    pub(super) fn parent(&mut self, asked: Option<Switch>) -> Result<Option<OwnedFd>, Failure> {
+        match self {
+            Self::Predecessor(Predecessor { parent: parent @ Some(_), .. }) => Ok(parent.take()),
+            Self::Predecessor(_) => parent::watched(asked, false),
+            Self::Start(start) => parent::watched(asked, !start.1.inherited.is_empty()),
+        }
     }
 
     fn audit(&self) -> AuditLog {
@@ -90,6 +107,12 @@ fn adopt(socket: Option<OwnedFd>) -> Option<Bound> {
     adopted.inspect_err(|error| tracing::warn!(%error, "the volume goes on without a control socket")).ok()
 }
 
+/// The process that the volume is to end with, as a descriptor with a name.
+fn parent_of(signals: &Signals) -> std::io::Result<Option<Named>> {
+    let named = |parent: &OwnedFd| Ok(Named { name: PARENT.into(), descriptor: parent.try_clone()? });
+    signals.parent().map(named).transpose()
+}
+
 /// One volume.
 pub(super) struct Volume<'a> {
     pub(super) args: &'a RunArgs,
@@ -102,10 +125,11 @@ impl Volume<'_> {
     pub(super) async fn run(
         self,
         origin: Origin,
+        parent: Option<OwnedFd>,
         record: Option<RecordFile>,
         limits: &ProcessLimits,
     ) -> Result<ExitCode, Failure> {
-        let mut signals = signals::handle(Signals::new())?;
+        let mut signals = signals::handle(Signals::with_parent(parent))?;
         let mut restarts = signals::handle(RestartSignals::new())?;
         signals::handle(descriptors::release_signals())?;
         let audit = origin.audit();
@@ -138,8 +162,10 @@ impl Volume<'_> {
                     Err(error) => error,
                 }
             } else {
+                let parent = signals::handle(parent_of(&signals))?;
                 signals::handle(signals.hold(&mut restarts).await)?;
-                let error = successor::execute(&handover, socket.as_ref());
+                let besides: Vec<_> = socket.iter().chain(&parent).collect();
+                let error = successor::execute(&handover, &besides);
                 signals::handle(descriptors::release_signals())?;
                 error
             };
@@ -152,7 +178,7 @@ impl Volume<'_> {
 
     async fn begin(&self, origin: Origin, signals: &mut Signals) -> Result<Begun, Failure> {
         let (running, control) = match origin {
-            Origin::Predecessor(Predecessor { handover, names, control, audit }) => {
+            Origin::Predecessor(Predecessor { handover, names, control, parent: _, audit }) => {
                 let running = engine::resume(handover, &audit, options::helper(), &self.serving).await?;
                 successor::forget_clients(&names);
                 (running, adopt(control))
@@ -176,7 +202,7 @@ impl Volume<'_> {
                 }
             }
         };
-        self.announce(&running).await;
+        self.announce(&running, signals.parent().is_some()).await;
         let socket = control.as_ref().and_then(|control| control.as_fd().try_clone_to_owned().ok());
         let socket = socket.map(|descriptor| Named { name: CONTROL.into(), descriptor });
         successor::announce(&running, socket.as_ref()).await;
@@ -205,7 +231,8 @@ impl Volume<'_> {
         Ok(if left_over { ExitCode::FAILURE } else { ended.code })
     }
 
-    async fn announce(&self, running: &Running) {
+    /// Says where the volume is, and what ends it.
+    async fn announce(&self, running: &Running, ends_with_parent: bool) {
         let key = running.key().await;
         if self.json {
             let details = json!({
@@ -218,11 +245,21 @@ impl Volume<'_> {
             });
             output::line(Event { event: "serving", details }.json());
         } else if self.args.command.is_empty() {
-            output::note(format!("sealblk: serving {} under {key}; Ctrl-C ends it", running.id));
-            for uri in &running.uris {
-                match running.is_activated() {
-                    true => output::note(uri),
-                    false => output::line(uri),
+            let is_activated = running.is_activated();
+            let end = match (is_activated, ends_with_parent) {
+                (false, false) => "Ctrl-C ends it",
+                (false, true) => "Ctrl-C ends it, or the end of the process that started it",
+                (true, false) => "SIGTERM ends it",
+                (true, true) => "it ends with the process that started it",
+            };
+            output::note(format!("sealblk: serving {} under {key}; {end}", running.id));
+            // A client that has made a socket for itself is nobody else's address.
+            let is_private = is_activated && ends_with_parent && !self.args.clients.listens();
+            for uri in running.uris.iter().filter(|_| !is_private) {
+                if is_activated {
+                    output::note(uri);
+                } else {
+                    output::line(uri);
                 }
             }
         }

@@ -1,12 +1,13 @@
 //! Where clients connect: Unix, TCP and vsock sockets, bound here or inherited, and the URIs that name them.
 
+mod error;
 mod network;
 mod unix;
 
 use std::fmt::{self, Write as _};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
 use tokio::io::unix::AsyncFd;
 
+pub use error::ListenError;
 pub use unix::{Ownership, SocketFile, bind_unix, is_abandoned};
 
 use super::admission::Users;
@@ -48,66 +50,6 @@ pub struct Terms {
     pub open: bool,
     /// Of Unix sockets' files.
     pub ownership: Ownership,
-}
-
-/// Why a listener could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// None of the forms.
-    #[error("address {0:?} is not of the form unix:PATH, tcp:HOST:PORT, vsock:PORT or vsock:CID:PORT")]
-    Form(String),
-    /// Longer than `sockaddr_un` holds (unix(7)).
-    #[error("socket path {path} has {length} bytes, and 107 is the most; choose a shorter one")]
-    TooLong {
-        /// The path.
-        path: PathBuf,
-        /// Its bytes.
-        length: usize,
-    },
-    /// Somebody listens there, or another file is there.
-    #[error("address {0} is in use; choose another, or stop what uses it")]
-    InUse(String),
-    /// The data would cross the network unencrypted.
-    #[error(
-        "{0} is not loopback, and NBD without TLS hides nothing and knows nobody; \
-         require TLS with --tls require, or allow it with --insecure"
-    )]
-    NotLoopback(String),
-    /// The file could not be given to its owner.
-    #[error(
-        "cannot give unix:{path}{}{}: {source}; root may (CAP_CHOWN), another user only to a group that it is in",
-        .user.map(|user| format!(" to user {user}")).unwrap_or_default(),
-        .group.map(|group| format!(" to group {group}")).unwrap_or_default()
-    )]
-    Owner {
-        /// The socket.
-        path: PathBuf,
-        /// The user, if it was to be another.
-        user: Option<u32>,
-        /// The group, if it was to be another.
-        group: Option<u32>,
-        /// What came back.
-        source: io::Error,
-    },
-    /// Whoever started this process left something for it that is no listener.
-    #[error(
-        "inherited descriptor {descriptor} ({name:?}) is not a listening stream socket of Unix, TCP or vsock; \
-         with systemd, the socket unit needs ListenStream= and Accept=no"
-    )]
-    Inherited {
-        /// Its number.
-        descriptor: RawFd,
-        /// Its name (LISTEN_FDNAMES).
-        name: String,
-    },
-    /// Anything else that the operating system answered.
-    #[error("cannot listen on {address}: {source}")]
-    Io {
-        /// The address.
-        address: String,
-        /// What came back.
-        source: io::Error,
-    },
 }
 
 impl fmt::Display for Address {
@@ -374,14 +316,14 @@ impl Listener {
 /// What a socket is bound to. `file` is that of a Unix socket that was bound here.
 fn place(socket: &OwnedFd, file: Option<SocketFile>) -> io::Result<Place> {
     if let Some(file) = file {
-        return Ok(Place::Unix { path: Some(file.path.clone()), file: Some(file) });
+        return Ok(Place::Unix { path: Some(absolute(&file.path)), file: Some(file) });
     }
     match rustix::net::sockopt::socket_domain(socket)? {
         AddressFamily::UNIX => {
             let bound = SocketAddrUnix::try_from(rustix::net::getsockname(socket)?)?;
             let path = bound.path_bytes().filter(|path| !path.is_empty());
             let path = path.map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)));
-            Ok(Place::Unix { path: path.map(|path| std::path::absolute(&path).unwrap_or(path)), file: None })
+            Ok(Place::Unix { path: path.as_deref().map(absolute), file: None })
         }
         AddressFamily::VSOCK => {
             let (cid, port) = network::vsock_address(socket)?;
@@ -389,6 +331,11 @@ fn place(socket: &OwnedFd, file: Option<SocketFile>) -> io::Result<Place> {
         }
         _ => Ok(Place::Tcp(network::tcp_address(socket)?)),
     }
+}
+
+/// Clients and successors start elsewhere. It is not bound by this path, which may be too long for that.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.into())
 }
 
 /// Percent-encodes what RFC 3986 does not leave unreserved, except for `also`.

@@ -14,7 +14,7 @@ fn a_socket_that_another_volume_listens_on() {
         &lab,
         &["--size", "1M", "--listen", &address],
         8,
-        &["error: address", &address, "in use", "choose"],
+        &["error: cannot listen on", &address, "in use", "choose"],
     );
     let mut nbdinfo = tool("nbdinfo");
     nbdinfo.arg(&volume.uri);
@@ -28,7 +28,12 @@ fn a_socket_path_that_is_a_file() {
     let path = lab.path("file");
     std::fs::write(&path, "precious").unwrap();
     let address = format!("unix:{}", path.display());
-    refused(&lab, &["--size", "1M", "--listen", &address], 8, &[&address, "in use"]);
+    refused(
+        &lab,
+        &["--size", "1M", "--listen", &address],
+        8,
+        &[&address, "a file that is no socket is there", "remove the file"],
+    );
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 

@@ -31,18 +31,18 @@ pub(super) async fn bind_tcp(host: &str, open: bool) -> Result<OwnedFd, ListenEr
 
 /// Other machines may reach `address` only if that is meant.
 pub(super) fn require_loopback(address: SocketAddr, open: bool) -> Result<(), ListenError> {
-    match open || address.ip().to_canonical().is_loopback() {
-        true => Ok(()),
-        false => Err(ListenError::NotLoopback(format!("tcp address {address}"))),
+    if open || address.ip().to_canonical().is_loopback() {
+        return Ok(());
     }
+    Err(ListenError::NotLoopback(format!("tcp address {address}")))
 }
 
 /// A vsock is a network that reaches into other machines, whatever its CID is.
 pub(super) fn require_open(cid: u32, port: u32, open: bool) -> Result<(), ListenError> {
-    match open {
-        true => Ok(()),
-        false => Err(ListenError::NotLoopback(format!("vsock address {}", vsock_name(cid, port)))),
+    if open {
+        return Ok(());
     }
+    Err(ListenError::NotLoopback(format!("vsock address {}", vsock_name(cid, port))))
 }
 
 /// Binds a vsock address; port 0 lets the kernel choose.

@@ -98,7 +98,7 @@ pub(super) fn bind(path: &Path, ownership: Ownership) -> Result<(OwnedFd, Socket
     let socket = match try_bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if !is_abandoned(path) {
-                return Err(ListenError::InUse(name(path)));
+                return Err(taken(path));
             }
             fs::remove_file(path).map_err(failed)?;
             try_bind(path)
@@ -109,6 +109,16 @@ pub(super) fn bind(path: &Path, ownership: Ownership) -> Result<(OwnedFd, Socket
     let file = SocketFile::adopt(path).map_err(failed)?;
     own(path, ownership)?;
     Ok((socket, file))
+}
+
+/// Who has the path.
+fn taken(path: &Path) -> ListenError {
+    match fs::symlink_metadata(path).map(|metadata| metadata.file_type()) {
+        Ok(file) if !file.is_socket() => {
+            ListenError::Occupied { path: path.into(), is_directory: file.is_dir() }
+        }
+        _ => ListenError::InUse(name(path)),
+    }
 }
 
 /// The mode is set on the socket before it has a name: bind(2) takes it over, and no moment is left in which
@@ -222,7 +232,7 @@ mod tests {
         assert!(path.exists());
         bind_unix(&path).unwrap();
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(bind_unix(&path), Err(ListenError::InUse(_))));
+        assert!(matches!(bind_unix(&path), Err(ListenError::Occupied { is_directory: false, .. })));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }
