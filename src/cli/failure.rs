@@ -159,6 +159,7 @@ fn tls_code(error: &TlsError) -> u8 {
         | TlsError::NotPem { .. }
         | TlsError::Pem { .. }
         | TlsError::Missing { .. }
+        | TlsError::Encrypted { .. }
         | TlsError::Unusable { .. }
         | TlsError::Mismatch { .. } => 8,
     }

@@ -4,6 +4,7 @@
 //! has nothing else to do; what cannot be used leaves in force what was there before.
 
 mod files;
+mod judge;
 mod names;
 mod socket;
 
@@ -19,9 +20,8 @@ use tokio_rustls::server::TlsStream;
 pub use files::{Role, TlsError};
 pub(super) use socket::TlsSocket;
 
-use super::seldom::Seldom;
-
 use self::files::{Stamps, read, stamps};
+use super::seldom::Seldom;
 
 /// When TLS is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,8 @@ pub struct TlsSettings {
     /// CAs, one of which must have signed a client's certificate; without, clients are asked for none.
     pub client_ca: Option<PathBuf>,
     /// Names, one of which a client's certificate must have: as a DNS name, URI or e-mail address among its
-    /// alternative names or, if it has no alternative names at all, as its subject's common name. If there are none, any certificate will do.
+    /// alternative names or, if it has no alternative names at all, as its subject's common name. If there are none,
+    /// any certificate will do.
     pub allow: Vec<String>,
 }
 
