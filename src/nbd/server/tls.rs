@@ -6,6 +6,7 @@
 mod files;
 mod judge;
 mod names;
+mod refusal;
 mod socket;
 
 use std::io;
@@ -57,6 +58,7 @@ pub struct Tls {
     settings: TlsSettings,
     current: Mutex<Current>,
     unreadable: Seldom,
+    refused: Seldom,
 }
 
 struct Current {
@@ -74,7 +76,8 @@ impl Tls {
         // Before they are read: what changes meanwhile is read again.
         let stamps = stamps(&settings);
         let config = read(&settings)?;
-        Ok(Self { settings, current: Mutex::new(Current { stamps, config }), unreadable: Seldom::default() })
+        let current = Mutex::new(Current { stamps, config });
+        Ok(Self { settings, current, unreadable: Seldom::default(), refused: Seldom::default() })
     }
 
     /// When it is spoken.
@@ -90,7 +93,14 @@ impl Tls {
         // The files may be on a disk that takes its time, or on a network.
         let tls = self.clone();
         let config = tokio::task::spawn_blocking(move || tls.config()).await.map_err(io::Error::other)?;
-        TlsAcceptor::from(config).accept(stream).await
+        let accepted = TlsAcceptor::from(config).accept(stream).await;
+        accepted.inspect_err(|error| {
+            if let Some(why) = refusal::reason(error)
+                && let Some(unsaid) = self.refused.say()
+            {
+                tracing::warn!(unsaid, "a client gets no further than the TLS handshake: {why}");
+            }
+        })
     }
 
     fn config(&self) -> Arc<ServerConfig> {

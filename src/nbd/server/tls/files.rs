@@ -182,7 +182,7 @@ fn verifier(path: &Path, allow: &[String]) -> Result<Arc<dyn ClientCertVerifier>
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| failed(&error))?;
-    Ok(if allow.is_empty() { verifier } else { Arc::new(Allowed::new(verifier, allow)) })
+    Ok(Arc::new(Allowed::new(verifier, allow)))
 }
 
 /// At least one.
