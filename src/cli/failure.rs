@@ -145,7 +145,10 @@ fn envelope_code(error: &EnvelopeError) -> u8 {
 
 fn listen_code(error: &ListenError) -> u8 {
     match error {
-        ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
+        ListenError::Form(_)
+        | ListenError::Range { .. }
+        | ListenError::TooLong { .. }
+        | ListenError::NotLoopback(_) => 2,
         ListenError::InUse(_)
         | ListenError::Owner { .. }
         | ListenError::Inherited { .. }

@@ -443,7 +443,7 @@ fn a_network_may_be_listened_on_where_tls_is_required() {
     let open = ["--listen", "tcp:0.0.0.0:0"];
     let refused: Vec<&str> =
         ["run", "--tls", "on"].into_iter().chain(open).chain(args.iter().map(String::as_str)).collect();
-    assert_fails(&finish(lab.sealblk(&refused)), 2, &["not loopback", "--tls require"]);
+    assert_fails(&finish(lab.sealblk(&refused)), 2, &["not loopback", "--tls-cert", "--tls-key"]);
     let volume = start(&lab, &args, &open);
     let port = volume.uri.rsplit(':').next().unwrap().trim_end_matches('/');
     let uri = format!("nbds://127.0.0.1:{port}/?tls-certificates={}", certificates.good.display());
