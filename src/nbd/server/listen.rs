@@ -81,7 +81,7 @@ pub enum ListenError {
     /// The data would cross the network unencrypted.
     #[error(
         "{0} is not loopback, and NBD without TLS hides nothing and knows nobody; \
-         require TLS with --tls-cert and --tls-key (and no --tls but require), or allow it with --insecure"
+         require TLS with --tls require, --tls-cert and --tls-key, or allow it with --insecure"
     )]
     NotLoopback(String),
     /// The file could not be given to its owner.
