@@ -14,8 +14,10 @@ use serde::Deserialize;
 use toml::Spanned;
 
 pub use file::FileError;
-pub use values::{AbsolutePath, BackingText, Cipher, Context, Interval, KeyUnusable, Level, ProviderText};
-pub use values::{Count, Names, Seconds, Sector, SocketMode, SomeNames, Text, TlsMode};
+pub use values::{
+    AbsolutePath, BackingText, Cipher, ClientName, ClientNames, Context, Count, Interval, KeyUnusable,
+};
+pub use values::{Level, Names, ProviderText, Seconds, Sector, SocketMode, Text, TlsMode};
 
 /// A value, and where in the file it stands; `None` if the file does not name it.
 pub type Setting<T> = Option<Spanned<T>>;
@@ -55,6 +57,22 @@ pub struct Config {
     text: String,
     /// What the file says.
     pub settings: Settings,
+}
+
+/// Where a setting stands.
+#[derive(Clone, Debug)]
+pub struct Place {
+    path: PathBuf,
+    line: usize,
+    key: &'static str,
+}
+
+impl Place {
+    /// The refusal of what stands there.
+    pub fn refused(&self, message: impl Into<String>) -> ConfigError {
+        let (path, line, key) = (self.path.clone(), self.line, Some(self.key.into()));
+        ConfigError::Content { path, line, key, message: message.into() }
+    }
 }
 
 /// The file's keys.
@@ -178,7 +196,7 @@ pub struct Tls {
     /// CAs of clients.
     pub client_ca: Setting<AbsolutePath>,
     /// Names of clients.
-    pub allow: Setting<SomeNames>,
+    pub allow: Setting<ClientNames>,
 }
 
 impl Config {
@@ -217,6 +235,11 @@ impl Config {
     /// The file, if there is one.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Where `setting`, whose name is `key`, stands.
+    pub fn place<T>(&self, key: &'static str, setting: &Spanned<T>) -> Place {
+        Place { path: self.path.clone().unwrap_or_default(), line: self.line(setting), key }
     }
 
     /// The line on which a setting's value starts, counted from 1.

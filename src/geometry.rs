@@ -89,7 +89,7 @@ pub enum GeometryError {
     },
     /// More than one key may encrypt.
     #[error("size {0} is over 256 TiB, the most that one AES-XTS key may encrypt (IEEE 1619)")]
-    TooLarge(u64),
+    TooLarge(String),
 }
 
 /// A volume's size: a whole number of sectors, at least one, at most 256 TiB.
@@ -109,7 +109,7 @@ impl VolumeSize {
     pub fn new(bytes: u64, sector: SectorSize) -> Result<Self, GeometryError> {
         match bytes {
             0 => Err(GeometryError::Zero),
-            size if size > Self::MAX => Err(GeometryError::TooLarge(size)),
+            size if size > Self::MAX => Err(GeometryError::TooLarge(size.to_string())),
             size if !sector.is_aligned(size) => Err(GeometryError::Fraction { size, sector: sector.bytes() }),
             size => Ok(Self(size)),
         }
@@ -124,12 +124,14 @@ impl VolumeSize {
 /// Reads a size in bytes: `4096`, `10G` (GiB), `10GiB`, `10GB` (10^9 bytes). Fractions (`1.5G`) are not taken.
 ///
 /// # Errors
-/// [`GeometryError::Size`] for what is no size or does not fit 64 bits.
+/// [`GeometryError::Size`] for what is no size, [`GeometryError::TooLarge`] for what does not fit 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, GeometryError> {
     let refuse = || GeometryError::Size(text.into());
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| refuse())?;
+    if number.is_empty() {
+        return Err(refuse());
+    }
     let unit = unit.to_ascii_uppercase();
     let (base, prefix): (u64, &str) = match unit.strip_suffix("IB").or_else(|| unit.strip_suffix('B')) {
         Some(prefix) if unit.ends_with("IB") => (1024, prefix),
@@ -138,7 +140,9 @@ pub fn parse_size(text: &str) -> Result<u64, GeometryError> {
     };
     let power = ["", "K", "M", "G", "T", "P"].iter().position(|known| *known == prefix).ok_or_else(refuse)?;
     let factor = base.pow(u32::try_from(power).map_err(|_| refuse())?);
-    number.checked_mul(factor).ok_or_else(refuse)
+    // Of digits alone, one that does not fit is all that is refused.
+    let size = number.parse().ok().and_then(|number: u64| number.checked_mul(factor));
+    size.ok_or_else(|| GeometryError::TooLarge(text.into()))
 }
 
 /// A range of bytes that lies inside a volume. May be empty.
@@ -237,10 +241,11 @@ mod tests {
         assert_eq!(parse_size("10GiB"), Ok(10 << 30));
         assert_eq!(parse_size("10GB"), Ok(10_000_000_000));
         assert_eq!(parse_size("256T"), Ok(VolumeSize::MAX));
-        for bad in
-            ["", "G", "-1", "1.5G", "1X", "1 G", "10GBB", "16777216T", "99999999999999999999", "1i", "+5"]
-        {
+        for bad in ["", "G", "-1", "1.5G", "1X", "1 G", "10GBB", "99999999999999999999X", "1i", "+5"] {
             assert_eq!(parse_size(bad), Err(GeometryError::Size(bad.into())), "{bad}");
+        }
+        for huge in ["16777216T", "99999999999999999999", "99999999999999999999G"] {
+            assert_eq!(parse_size(huge), Err(GeometryError::TooLarge(huge.into())), "{huge}");
         }
     }
 
@@ -252,7 +257,7 @@ mod tests {
         assert!(VolumeSize::new(512, SectorSize::B512).is_ok());
         assert!(VolumeSize::new(VolumeSize::MAX, sector).is_ok());
         let over = VolumeSize::MAX + 4096;
-        assert_eq!(VolumeSize::new(over, sector), Err(GeometryError::TooLarge(over)));
+        assert_eq!(VolumeSize::new(over, sector), Err(GeometryError::TooLarge(over.to_string())));
     }
 
     proptest! {

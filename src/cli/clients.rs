@@ -3,9 +3,10 @@
 use clap::Args;
 
 use super::Failure;
+use super::config::inherit;
 use super::open_files::OpenFiles;
 use super::options::fall_back;
-use crate::config::{Config, Count, Names, SocketMode, Text};
+use crate::config::{Config, Count, Names, Place, SocketMode, Text};
 use crate::engine::{ExportName, Serving};
 use crate::nbd::server::{Address, Limits, Ownership, Terms, Users};
 
@@ -13,7 +14,7 @@ use crate::nbd::server::{Address, Limits, Ownership, Terms, Users};
 const MAX_NAME: usize = 4096;
 
 /// Where and how clients are served.
-#[derive(Args)]
+#[derive(Default, Args)]
 #[command(next_help_heading = "Clients")]
 pub(super) struct ClientOptions {
     /// Where clients connect: unix:PATH, tcp:HOST:PORT, vsock:PORT or vsock:CID:PORT (repeatable) [default: the sockets
@@ -55,6 +56,14 @@ pub(super) struct ClientOptions {
     /// --export, or the empty one, clients may write all the same; see --read-only
     #[arg(long, value_name = "NAME")]
     read_only_export: Vec<String>,
+
+    /// Where the file says who owns sockets, if it does and no flag.
+    #[arg(skip)]
+    owner_place: Option<Place>,
+
+    /// Where it says who may connect.
+    #[arg(skip)]
+    users_place: Option<Place>,
 }
 
 impl ClientOptions {
@@ -62,11 +71,12 @@ impl ClientOptions {
     pub(super) fn inherit(&mut self, config: &Config) {
         let (sockets, limits) = (&config.settings.sockets, &config.settings.limits);
         fall_back(&mut self.socket_mode, &sockets.mode, Clone::clone);
-        fall_back(&mut self.socket_owner, &sockets.owner, |Text(text)| text.clone());
-        if let Some(Names(users)) = sockets.allow_users.as_ref().map(toml::Spanned::get_ref)
-            && self.allow_user.is_empty()
-        {
+        let owner = |Text(text): &Text| text.clone();
+        self.owner_place = inherit(&mut self.socket_owner, config, "sockets.owner", &sockets.owner, owner);
+        if let Some(setting) = sockets.allow_users.as_ref().filter(|_| self.allow_user.is_empty()) {
+            let Names(users) = setting.get_ref();
             self.allow_user.clone_from(users);
+            self.users_place = Some(config.place("sockets.allow_users", setting));
         }
         fall_back(&mut self.max_connections, &limits.connections, |Count(count)| *count);
         fall_back(&mut self.max_connections_per_peer, &limits.connections_per_peer, |Count(count)| *count);
@@ -105,7 +115,8 @@ impl ClientOptions {
             ownership.mode = mode;
         }
         if let Some(owner) = &self.socket_owner {
-            (ownership.user, ownership.group) = owner_of(owner)?;
+            (ownership.user, ownership.group) =
+                owner_of(owner).map_err(|why| refused(self.owner_place.as_ref(), "--socket-owner", &why))?;
         }
         Ok(Terms { open: self.insecure, ownership })
     }
@@ -129,12 +140,14 @@ impl ClientOptions {
         self.insecure
     }
 
-    fn users(&self) -> Result<Users, Failure> {
+    /// Who may connect to Unix sockets.
+    pub(super) fn users(&self) -> Result<Users, Failure> {
         if self.allow_user.iter().any(|user| user == "any") {
             return Ok(Users::Any);
         }
-        let users = self.allow_user.iter().map(|user| user_number("--allow-user", user));
-        Ok(Users::Only(users.collect::<Result<_, _>>()?))
+        let users = self.allow_user.iter().map(|user| user_number(user));
+        let users: Result<_, String> = users.collect();
+        Ok(Users::Only(users.map_err(|why| refused(self.users_place.as_ref(), "--allow-user", &why))?))
     }
 
     /// The names of the volume.
@@ -182,47 +195,46 @@ fn connections(text: &str, what: &str) -> Result<u32, String> {
     number.ok_or_else(|| format!("give a number from 1 to 100000: how many {what}"))
 }
 
+fn refused(place: Option<&Place>, flag: &str, why: &str) -> Failure {
+    match place {
+        Some(place) => place.refused(why).into(),
+        None => Failure::Usage(format!("{flag}: {why}")),
+    }
+}
+
 /// Numbers of the user and the group in USER, USER:GROUP or :GROUP.
-fn owner_of(text: &str) -> Result<(Option<u32>, Option<u32>), Failure> {
-    let flag = "--socket-owner";
+fn owner_of(text: &str) -> Result<(Option<u32>, Option<u32>), String> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
     };
     if user.is_empty() && group.is_none_or(str::is_empty) {
-        return Err(Failure::Usage(format!("{flag} {text:?} is not of the form USER, USER:GROUP or :GROUP")));
+        return Err(format!("{text:?} is not of the form USER, USER:GROUP or :GROUP"));
     }
-    let user = (!user.is_empty()).then(|| user_number(flag, user)).transpose()?;
-    let group = group.map(|group| group_number(flag, group)).transpose()?;
+    let user = (!user.is_empty()).then(|| user_number(user)).transpose()?;
+    let group = group.map(group_number).transpose()?;
     Ok((user, group))
 }
 
-fn user_number(flag: &str, name: &str) -> Result<u32, Failure> {
-    number(flag, "user", name, || Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw())))
+fn user_number(name: &str) -> Result<u32, String> {
+    number("user", name, || Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw())))
 }
 
-fn group_number(flag: &str, name: &str) -> Result<u32, Failure> {
-    number(flag, "group", name, || Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw())))
+fn group_number(name: &str) -> Result<u32, String> {
+    number("group", name, || Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw())))
 }
 
-fn number(
-    flag: &str,
-    what: &str,
-    name: &str,
-    look_up: impl FnOnce() -> nix::Result<Option<u32>>,
-) -> Result<u32, Failure> {
-    // The greatest number means "leave it as it is" to chown(2).
-    if let Some(number) = name.parse().ok().filter(|number| *number != u32::MAX) {
-        return Ok(number);
+fn number(what: &str, name: &str, look_up: impl FnOnce() -> nix::Result<Option<u32>>) -> Result<u32, String> {
+    if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
+        // The greatest number means "leave it as it is" to chown(2).
+        let number = name.parse().ok().filter(|number| *number != u32::MAX);
+        return number
+            .ok_or_else(|| format!("{what} {name} is out of range, which is 0 to {}", u32::MAX - 1));
     }
     match look_up() {
         Ok(Some(number)) => Ok(number),
-        Ok(None) => {
-            Err(Failure::Usage(format!("{flag}: there is no {what} {name:?}; give another, or a number")))
-        }
-        Err(error) => {
-            Err(Failure::Usage(format!("{flag}: cannot look {what} {name:?} up: {error}; give a number")))
-        }
+        Ok(None) => Err(format!("there is no {what} {name:?}; give another, or a number")),
+        Err(error) => Err(format!("cannot look {what} {name:?} up: {error}; give a number")),
     }
 }
 
@@ -266,8 +278,35 @@ mod tests {
         assert_eq!(owner_of("12:34").unwrap(), (Some(12), Some(34)));
         assert_eq!(owner_of(":root").unwrap(), (None, Some(0)));
         for bad in ["", ":", "1:", "no such user", "root:no such group", "4294967295"] {
-            assert!(matches!(owner_of(bad), Err(Failure::Usage(_))), "{bad:?}");
+            assert!(owner_of(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_number_that_is_too_great_is_not_taken_for_a_name() {
+        for number in ["4294967295", "99999999999"] {
+            let said = user_number(number).unwrap_err();
+            assert!(said.contains("out of range") && said.contains("0 to 4294967294"), "{said}");
+        }
+    }
+
+    #[test]
+    fn who_is_unknown_is_named_by_who_said_it() {
+        let text = "[sockets]\nowner = ':nobody at all'\nallow_users = ['root', 'nobody at all']\n";
+        let config = Config::parse(std::path::Path::new("x.toml"), text.into()).unwrap();
+        let refused = |flags: &[&str]| {
+            let mut clients = clients(flags);
+            clients.inherit(&config);
+            [clients.terms().err().unwrap(), clients.users().err().unwrap()].map(|error| error.to_string())
+        };
+        let [owner, users] = refused(&[]);
+        assert!(owner.starts_with("x.toml, line 2: sockets.owner: there is no group"), "{owner}");
+        assert!(users.starts_with("x.toml, line 3: sockets.allow_users: there is no user"), "{users}");
+        let [owner, users] = refused(&["--socket-owner=nobody at all", "--allow-user=nobody at all"]);
+        assert!(
+            owner.starts_with("--socket-owner: ") && users.starts_with("--allow-user: "),
+            "{owner}, {users}"
+        );
     }
 
     #[test]

@@ -8,11 +8,27 @@ use clap::{ArgMatches, Args};
 use serde_json::{Map, Value, json};
 use toml::Spanned;
 
+use super::clients::ClientOptions;
 use super::options::{DEFAULT_KEY, KmsOptions, Switch};
+use super::tls::TlsOptions;
 use super::{Failure, output};
 use crate::config::{
-    AbsolutePath, Cipher, Config, Count, Interval, KeyUnusable, Setting, SocketMode, TlsMode,
+    AbsolutePath, Cipher, ClientName, Config, Count, Interval, KeyUnusable, Place, Setting, SocketMode,
 };
+use crate::secret::harden_process;
+
+/// Takes the file's setting `key` if no flag gave one, and tells where it stands.
+pub(super) fn inherit<T, F>(
+    flag: &mut Option<T>,
+    config: &Config,
+    key: &'static str,
+    file: &Setting<F>,
+    convert: impl Fn(&F) -> T,
+) -> Option<Place> {
+    let setting = file.as_ref().filter(|_| flag.is_none())?;
+    *flag = Some(convert(setting.get_ref()));
+    Some(config.place(key, setting))
+}
 
 /// Flags of `run` about the key may be given, and count.
 #[derive(Args)]
@@ -116,6 +132,11 @@ pub(super) fn config(
     args.kms.inherit(config);
     // What would be refused by `run` is refused here.
     args.kms.provider(state)?;
+    let mut clients = ClientOptions::default();
+    clients.inherit(config);
+    clients.terms()?;
+    clients.users()?;
+    let tls = tls(config)?;
     let matches = matches.subcommand_matches("config").unwrap_or(matches);
     let mut table = Table { config, matches, rows: Vec::new() };
     let settings = &config.settings;
@@ -126,12 +147,23 @@ pub(super) fn config(
     kms_rows(&mut table, &args.kms)?;
     volume_rows(&mut table);
     client_rows(&mut table);
-    tls_rows(&mut table);
+    tls_rows(&mut table, &tls);
     if args.kms.is_hosts_own() {
         table.go_back_to_the_hosts_own();
     }
     print(&table.rows, json);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the file says of TLS, with its files read.
+fn tls(config: &Config) -> Result<TlsOptions, Failure> {
+    let mut tls = TlsOptions::default();
+    tls.inherit(config);
+    // Before the key is read.
+    harden_process()
+        .map_err(|error| Failure::Process { action: "forbid core dumps", source: error.into() })?;
+    tls.load()?;
+    Ok(tls)
 }
 
 fn kms_rows(table: &mut Table, flags: &KmsOptions) -> Result<(), Failure> {
@@ -194,19 +226,21 @@ fn client_rows(table: &mut Table) {
     table.add_file("limits.connections_per_peer", None, &limits.connections_per_peer, count, "256");
 }
 
-fn tls_rows(table: &mut Table) {
+fn tls_rows(table: &mut Table, options: &TlsOptions) {
     let tls = &table.config.settings.tls;
-    let mode = |mode: &TlsMode| match mode {
-        TlsMode::Off => "off".into(),
-        TlsMode::On => "on".into(),
-        TlsMode::Require => "require".into(),
-    };
+    let mode = options.mode_name();
+    table.add_file("tls.mode", None, &tls.mode, |_| mode.into(), mode);
     let path = |path: &AbsolutePath| path.0.to_string_lossy().into_owned().into();
-    table.add_file("tls.mode", None, &tls.mode, mode, "");
     table.add_file("tls.cert", None, &tls.cert, path, "");
     table.add_file("tls.key", None, &tls.key, path, "");
     table.add_file("tls.client_ca", None, &tls.client_ca, path, "");
-    table.add_file("tls.allow", None, &tls.allow, |names| names.0.clone().into(), "");
+    table.add_file(
+        "tls.allow",
+        None,
+        &tls.allow,
+        |names| names.0.iter().map(|ClientName(name)| name.as_str()).collect(),
+        "",
+    );
 }
 
 fn print(rows: &[(&'static str, Value, String)], json: bool) {

@@ -150,7 +150,10 @@ fn envelope_code(error: &EnvelopeError) -> u8 {
 
 fn listen_code(error: &ListenError) -> u8 {
     match error {
-        ListenError::Form(_) | ListenError::TooLong { .. } | ListenError::NotLoopback(_) => 2,
+        ListenError::Form(_)
+        | ListenError::Range { .. }
+        | ListenError::TooLong { .. }
+        | ListenError::NotLoopback(_) => 2,
         ListenError::InUse(_)
         | ListenError::Occupied { .. }
         | ListenError::Owner { .. }
@@ -172,6 +175,7 @@ fn tls_code(error: &TlsError) -> u8 {
         | TlsError::NotPem { .. }
         | TlsError::Pem { .. }
         | TlsError::Missing { .. }
+        | TlsError::Encrypted { .. }
         | TlsError::Unusable { .. }
         | TlsError::Mismatch { .. } => 8,
     }

@@ -3,16 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 
 use super::Failure;
-use super::options::fall_back;
-use crate::config::{AbsolutePath, Config, SomeNames, TlsMode as FileMode};
+use super::config::inherit;
+use crate::config::{AbsolutePath, ClientName, ClientNames, Config, Place, TlsMode as FileMode};
 use crate::nbd::server::{Tls, TlsMode, TlsSettings};
 
 /// When TLS is spoken, and with what.
-#[derive(Args)]
+#[derive(Default, Args)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct TlsOptions {
     /// Speak TLS: `off`, `on` (with clients that ask for it) or `require` [default: require with --tls-cert, else off]
@@ -33,8 +32,55 @@ pub(super) struct TlsOptions {
 
     /// Name that a client's certificate must have: a DNS name, URI or e-mail address among its alternative names, or
     /// the subject's common name if it has none of these (repeatable; one of them will do) [default: any]
-    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    tls_allow: Vec<String>,
+    #[arg(long, value_name = "NAME")]
+    tls_allow: Vec<ClientName>,
+
+    /// Of what the file said and no flag.
+    #[arg(skip)]
+    places: Places,
+}
+
+/// Where settings stand that came from the file.
+#[derive(Clone, Debug, Default)]
+struct Places {
+    mode: Option<Place>,
+    cert: Option<Place>,
+    key: Option<Place>,
+    client_ca: Option<Place>,
+    allow: Option<Place>,
+}
+
+/// What settings are called where one of them was given.
+struct Words {
+    cert: &'static str,
+    key: &'static str,
+    client_ca: &'static str,
+    allow: &'static str,
+    require: &'static str,
+}
+
+const FLAGS: Words = Words {
+    cert: "--tls-cert",
+    key: "--tls-key",
+    client_ca: "--tls-client-ca",
+    allow: "--tls-allow",
+    require: "--tls require",
+};
+
+const KEYS: Words = Words {
+    cert: "tls.cert",
+    key: "tls.key",
+    client_ca: "tls.client_ca",
+    allow: "tls.allow",
+    require: "tls.mode = \"require\"",
+};
+
+/// In the words of the file for a setting that came from there.
+fn refused(place: Option<&Place>, message: impl Fn(&Words) -> String) -> Failure {
+    match place {
+        Some(place) => place.refused(message(&KEYS)).into(),
+        None => Failure::Usage(message(&FLAGS)),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -52,23 +98,21 @@ impl TlsOptions {
         let path = |AbsolutePath(path): &AbsolutePath| path.clone();
         let named = self.tls_cert.is_some() || self.tls_key.is_some() || self.tls_client_ca.is_some();
         let named = named || !self.tls_allow.is_empty();
-        match file.mode.as_ref().map(toml::Spanned::get_ref) {
-            _ if self.tls.is_some() => {}
-            Some(FileMode::Off) if !named => self.tls = Some(Mode::Off),
-            Some(FileMode::On) => self.tls = Some(Mode::On),
-            Some(FileMode::Require) => self.tls = Some(Mode::Require),
-            Some(FileMode::Off) | None => {}
+        let off = file.mode.as_ref().is_some_and(|mode| *mode.get_ref() == FileMode::Off);
+        if !(off && named) {
+            self.places.mode = inherit(&mut self.tls, config, "tls.mode", &file.mode, Mode::of);
         }
         if self.tls == Some(Mode::Off) {
             return;
         }
-        fall_back(&mut self.tls_cert, &file.cert, path);
-        fall_back(&mut self.tls_key, &file.key, path);
-        fall_back(&mut self.tls_client_ca, &file.client_ca, path);
-        if let Some(SomeNames(names)) = file.allow.as_ref().map(toml::Spanned::get_ref)
-            && self.tls_allow.is_empty()
-        {
+        self.places.cert = inherit(&mut self.tls_cert, config, "tls.cert", &file.cert, path);
+        self.places.key = inherit(&mut self.tls_key, config, "tls.key", &file.key, path);
+        self.places.client_ca =
+            inherit(&mut self.tls_client_ca, config, "tls.client_ca", &file.client_ca, path);
+        if let Some(setting) = file.allow.as_ref().filter(|_| self.tls_allow.is_empty()) {
+            let ClientNames(names) = setting.get_ref();
             self.tls_allow.clone_from(names);
+            self.places.allow = Some(config.place("tls.allow", setting));
         }
     }
 
@@ -79,42 +123,75 @@ impl TlsOptions {
 
     /// What clients are met with, its files read.
     pub(super) fn load(&self) -> Result<Option<Arc<Tls>>, Failure> {
-        let missing = |why: &str| Err(Failure::Usage(why.into()));
-        if self.tls_cert.is_some() != self.tls_key.is_some() {
-            return missing("a certificate and its key belong together: give both --tls-cert and --tls-key");
-        }
-        if self.tls_client_ca.is_some() && self.tls_cert.is_none() {
-            return missing(
-                "--tls-client-ca is for a server that has a certificate itself: give --tls-cert and --tls-key",
-            );
-        }
-        if !self.tls_allow.is_empty() && self.tls_client_ca.is_none() {
-            return missing(
-                "--tls-allow is about clients' certificates: give --tls-client-ca, which says who signs them",
-            );
-        }
-        if self.tls_client_ca.is_some() && !self.is_required() {
-            return missing(
-                "--tls-client-ca and --tls-allow keep nobody out unless TLS is required, since a client need not ask \
-                 for it: give --tls require, or leave them out",
-            );
-        }
+        self.require_consistent()?;
         let mode = match self.mode() {
             Mode::Off => return Ok(None),
             Mode::On => TlsMode::On,
             Mode::Require => TlsMode::Require,
         };
         let (Some(cert), Some(key)) = (self.tls_cert.clone(), self.tls_key.clone()) else {
-            return missing(
-                "--tls on and --tls require need a certificate and its key: give --tls-cert and --tls-key",
-            );
+            return Err(refused(self.places.mode.as_ref(), |Words { cert, key, .. }| {
+                format!("TLS needs a certificate and its key: give {cert} and {key}")
+            }));
         };
-        let (client_ca, allow) = (self.tls_client_ca.clone(), self.tls_allow.clone());
+        let client_ca = self.tls_client_ca.clone();
+        let allow = self.tls_allow.iter().map(|ClientName(name)| name.clone()).collect();
         Ok(Some(Arc::new(Tls::load(TlsSettings { mode, cert, key, client_ca, allow })?)))
+    }
+
+    /// That nothing was given which means nothing without something else.
+    fn require_consistent(&self) -> Result<(), Failure> {
+        let places = &self.places;
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return Err(refused(
+                places.cert.as_ref().or(places.key.as_ref()),
+                |Words { cert, key, .. }| {
+                    format!("a certificate and its key belong together: give both {cert} and {key}")
+                },
+            ));
+        }
+        if self.tls_client_ca.is_some() && self.tls_cert.is_none() {
+            return Err(refused(places.client_ca.as_ref(), |Words { cert, key, client_ca, .. }| {
+                format!("{client_ca} is for a server that has a certificate itself: give {cert} and {key}")
+            }));
+        }
+        if !self.tls_allow.is_empty() && self.tls_client_ca.is_none() {
+            return Err(refused(places.allow.as_ref(), |Words { client_ca, allow, .. }| {
+                format!("{allow} is about clients' certificates: give {client_ca}, which says who signs them")
+            }));
+        }
+        if self.tls_client_ca.is_some() && !self.is_required() {
+            return Err(refused(places.mode.as_ref(), |Words { client_ca, allow, require, .. }| {
+                format!(
+                    "{client_ca} and {allow} keep nobody out unless TLS is required, since a client need not ask for \
+                     it: give {require}, or leave them out"
+                )
+            }));
+        }
+        Ok(())
     }
 
     fn mode(&self) -> Mode {
         self.tls.unwrap_or(if self.tls_cert.is_some() { Mode::Require } else { Mode::Off })
+    }
+
+    /// The mode in force, in one word.
+    pub(super) fn mode_name(&self) -> &'static str {
+        match self.mode() {
+            Mode::Off => "off",
+            Mode::On => "on",
+            Mode::Require => "require",
+        }
+    }
+}
+
+impl Mode {
+    fn of(mode: &FileMode) -> Self {
+        match mode {
+            FileMode::Off => Self::Off,
+            FileMode::On => Self::On,
+            FileMode::Require => Self::Require,
+        }
     }
 }
 
@@ -154,8 +231,11 @@ mod tests {
             (vec!["--tls=on"], known),
         ] {
             match tls(&flags, file).load() {
-                Err(Failure::Usage(why)) => {
+                Err(Failure::Usage(why)) if file != "mode = 'on'" => {
                     assert!(why.contains("--tls require"), "{flags:?}, {file}: {why}");
+                }
+                Err(Failure::Config(why)) if file == "mode = 'on'" => {
+                    assert!(why.to_string().contains("tls.mode = \"require\""), "{flags:?}, {file}: {why}");
                 }
                 other => panic!("{flags:?}, {file}: {:?}", other.err()),
             }
@@ -175,7 +255,29 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_name_of_a_client_is_refused() {
-        assert!(Line::try_parse_from(["x", "--tls-allow="]).is_err());
+    fn what_is_wrong_is_named_by_who_said_it() {
+        for (flags, file, words) in [
+            (&[][..], "cert = '/c'", &["x.toml, line 2: tls.cert: ", "both tls.cert and tls.key"][..]),
+            (&[], "\nkey = '/k'", &["x.toml, line 3: tls.key: ", "both tls.cert and tls.key"]),
+            (&[], "client_ca = '/a'", &["line 2: tls.client_ca: ", "give tls.cert and tls.key"]),
+            (&[], "allow = ['n']", &["line 2: tls.allow: ", "give tls.client_ca"]),
+            (&[], "mode = 'require'", &["line 2: tls.mode: ", "give tls.cert and tls.key"]),
+            (&["--tls=on"], "", &["give --tls-cert and --tls-key"]),
+            (&["--tls-cert=/c"], "mode = 'off'", &["both --tls-cert and --tls-key"]),
+            (&["--tls-allow=n"], "cert = '/c'\nkey = '/k'", &["--tls-allow", "--tls-client-ca"]),
+        ] {
+            let error = tls(flags, file).load().err().unwrap();
+            assert_eq!(error.code(), 2);
+            let said = error.to_string();
+            assert!(words.iter().all(|word| said.contains(word)), "{flags:?}, {file:?}: {said}");
+            assert_eq!(said.contains("--tls"), !flags.is_empty(), "{said}");
+        }
+    }
+
+    #[test]
+    fn names_that_no_client_can_have_are_refused() {
+        for name in ["", " ", "*.example", "10.0.0.1"] {
+            assert!(Line::try_parse_from(["x", &format!("--tls-allow={name}")]).is_err(), "{name:?}");
+        }
     }
 }

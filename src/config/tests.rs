@@ -57,8 +57,43 @@ fn sockets_limits_and_tls() {
         ("[tls]\nallow = []", "empty list"),
         ("[tls]\nallow = ['']", "empty"),
         ("[tls]\ncert = 'relative.pem'", "absolute"),
+        ("[sockets]\nmode = 660", "\"0660\" with its quotes"),
+        ("[sockets]\nmode = 0o660", "\"0660\" with its quotes"),
+        ("[tls]\nallow = ['*.example']", "wildcard"),
+        ("[tls]\nallow = ['fine.example', ' x']", "spaces around"),
     ] {
         assert!(refused(wrong).contains(word), "{wrong}: {}", refused(wrong));
+    }
+}
+
+#[test]
+fn a_mode_is_octal_with_and_without_a_zero() {
+    for text in ["660", "0660", "00660"] {
+        let settings = parse(&format!("[sockets]\nmode = '{text}'")).expect(text).settings;
+        assert_eq!(*settings.sockets.mode.expect("a mode").get_ref(), SocketMode(0o660), "{text}");
+    }
+}
+
+#[test]
+fn names_of_clients_are_such_as_can_be_met() {
+    let name = |text: &str| text.parse::<ClientName>().map(|ClientName(name)| name);
+    for fine in
+        ["worker.example", "spiffe://example/worker", "worker@example.org", "the worker", "10.0.0.1.example"]
+    {
+        assert_eq!(name(fine).as_deref(), Ok(fine));
+    }
+    for (wrong, why) in [
+        ("", "empty"),
+        (" ", "spaces"),
+        ("worker.example ", "spaces"),
+        ("*.example", "wildcard"),
+        ("10.0.0.1", "IP address"),
+        ("::1", "IP address"),
+        ("[::1]", "IP address"),
+        ("a\nb", "control"),
+    ] {
+        let said = name(wrong).expect_err(wrong);
+        assert!(said.contains(why), "{wrong:?}: {said}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Types of values. Each says what it takes when it is given something else.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -39,9 +40,10 @@ impl TryFrom<Text> for AbsolutePath {
     type Error = String;
 
     fn try_from(Text(text): Text) -> Result<Self, String> {
-        match text.starts_with('/') {
-            true => Ok(Self(text.into())),
-            false => Err(format!("{text:?} is not an absolute path")),
+        if text.starts_with('/') {
+            Ok(Self(text.into()))
+        } else {
+            Err(format!("{text:?} is not an absolute path"))
         }
     }
 }
@@ -55,9 +57,10 @@ impl TryFrom<Text> for BackingText {
     type Error = String;
 
     fn try_from(Text(text): Text) -> Result<Self, String> {
-        match text == "memory" || text.starts_with('/') {
-            true => Ok(Self(text)),
-            false => Err(format!("{text:?} is neither `memory` nor an absolute path")),
+        if text == "memory" || text.starts_with('/') {
+            Ok(Self(text))
+        } else {
+            Err(format!("{text:?} is neither `memory` nor an absolute path"))
         }
     }
 }
@@ -71,9 +74,10 @@ impl TryFrom<Text> for ProviderText {
     type Error = String;
 
     fn try_from(Text(text): Text) -> Result<Self, String> {
-        match text == "local" || text == "aws" || text.starts_with("local:/") {
-            true => Ok(Self(text)),
-            false => Err(format!("{text:?} is neither `local`, `local:DIR` (an absolute path) nor `aws`")),
+        if text == "local" || text == "aws" || text.starts_with("local:/") {
+            Ok(Self(text))
+        } else {
+            Err(format!("{text:?} is neither `local`, `local:DIR` (an absolute path) nor `aws`"))
         }
     }
 }
@@ -132,9 +136,8 @@ impl TryFrom<i64> for Count {
     }
 }
 
-/// Permission bits in octal, `0` to `0777`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+/// Permission bits in octal, `0` to `0777`. A string: as numbers, `660` and `0o660` would be different ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketMode(pub u32);
 
 impl FromStr for SocketMode {
@@ -147,11 +150,23 @@ impl FromStr for SocketMode {
     }
 }
 
-impl TryFrom<String> for SocketMode {
-    type Error = String;
+impl<'de> Deserialize<'de> for SocketMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ModeVisitor)
+    }
+}
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
+struct ModeVisitor;
+
+impl Visitor<'_> for ModeVisitor {
+    type Value = SocketMode;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mode in octal as a string, like \"0660\" with its quotes")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<SocketMode, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
@@ -166,21 +181,53 @@ impl From<Vec<Text>> for Names {
     }
 }
 
-/// A list of one or more strings, each as [`Text`]: for what an empty list would switch off instead of forbidding all.
+/// A name that a client's certificate may have: a DNS name, a URI, an e-mail address or a common name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Names")]
-pub struct SomeNames(pub Vec<String>);
+#[serde(try_from = "Text")]
+pub struct ClientName(pub String);
 
-impl TryFrom<Names> for SomeNames {
+impl TryFrom<Text> for ClientName {
+    type Error = String;
+
+    /// Refuses what would never keep anybody out or let anybody in as it was meant.
+    fn try_from(Text(text): Text) -> Result<Self, String> {
+        let address = text.trim_start_matches('[').trim_end_matches(']');
+        let why = if text.trim() != text {
+            "has spaces around it"
+        } else if text.contains('*') {
+            "has a wildcard, and names are compared as a whole"
+        } else if address.parse::<IpAddr>().is_ok() {
+            "is an IP address, and those are not compared"
+        } else {
+            return Ok(Self(text));
+        };
+        Err(format!("{text:?} {why}; give a whole DNS name, URI, e-mail address or common name"))
+    }
+}
+
+impl FromStr for ClientName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Text::try_from(text.to_owned())?.try_into()
+    }
+}
+
+/// A list of one or more names: an empty one would switch off what it seems to make strict.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<ClientName>")]
+pub struct ClientNames(pub Vec<ClientName>);
+
+impl TryFrom<Vec<ClientName>> for ClientNames {
     type Error = &'static str;
 
-    fn try_from(Names(names): Names) -> Result<Self, Self::Error> {
-        match names.is_empty() {
-            true => {
-                Err("must not be an empty list, which allows nobody; leave the key out to allow any name")
-            }
-            false => Ok(Self(names)),
+    fn try_from(names: Vec<ClientName>) -> Result<Self, Self::Error> {
+        if names.is_empty() {
+            return Err(
+                "must not be an empty list, which allows nobody; leave the key out to allow any name",
+            );
         }
+        Ok(Self(names))
     }
 }
 

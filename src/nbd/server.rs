@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 pub use admission::Users;
 pub use exports::{Agreed, Export, Exports, Replies};
@@ -49,7 +50,7 @@ pub use handshake::{Answer, Fault, Session, Then, Upgrade};
 pub use listen::{Address, ListenError, Listener, Ownership, SocketFile, Terms, bind_unix, is_abandoned};
 pub use tls::{Role, Tls, TlsError, TlsMode, TlsSettings};
 
-use self::admission::{Admission, Admitted};
+use self::admission::{Admission, Admitted, Peer};
 use self::connection::Connection;
 use self::incoming::Pause;
 use self::link::Link;
@@ -283,7 +284,10 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 
 /// One client, from its first byte to its last.
 async fn attend(stream: Stream, shared: Arc<Shared>, mut admitted: Admitted, stop: watch::Receiver<Signal>) {
+    let peer = Peer::of(stream.as_fd()).map_or_else(|_| "unknown".into(), |peer| peer.to_string());
     let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_ref(), stop.clone());
+    // What is logged within says of whom.
+    let haggle = haggle.instrument(tracing::warn_span!("client", peer));
     let haggled = tokio::select! {
         haggled = tokio::time::timeout(shared.limits.handshake, haggle) => haggled,
         () = admitted.displaced() => return tracing::debug!("handshake gives way to a newer one's"),

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use crate::certificates::Certificates;
 use crate::support::{Lab, assert_fails, assert_succeeds, entries, finish, text};
 
 /// A configuration file, whatever the umask.
@@ -156,6 +157,55 @@ fn a_file_that_is_wrong_stops_every_command_that_would_use_it() {
     refused("log = 'warn'\nlog = 'info'\n", &["line 2", "duplicate key"]);
     let lab = Lab::new();
     assert_succeeds(&finish(configured(&lab, "not TOML", &["completions", "bash"])));
+}
+
+/// By a value that only one command uses: that one, and the one that is asked first.
+#[test]
+fn what_run_would_refuse_is_refused_before() {
+    let lab = Lab::new();
+    for (content, code, words) in [
+        ("[tls]\ncert = '/c'\n", 2, &["sealblk.toml, line 2: tls.cert: ", "tls.key"][..]),
+        ("[tls]\nmode = 'on'\n", 2, &["sealblk.toml, line 2: tls.mode: ", "tls.cert and tls.key"]),
+        ("[tls]\nclient_ca = '/a'\n", 2, &["sealblk.toml, line 2: tls.client_ca: "]),
+        ("[tls]\ncert = '/absent/c'\nkey = '/k'\n", 8, &["cannot read TLS certificate /absent/c"]),
+        ("[tls]\nallow = ['*.example']\n", 2, &["sealblk.toml, line 2: tls.allow: ", "wildcard"]),
+        ("[sockets]\nmode = 660\n", 2, &["sealblk.toml, line 2: sockets.mode: ", "\"0660\" with its quotes"]),
+        (
+            "\n[sockets]\nowner = 'no such user'\n",
+            2,
+            &["sealblk.toml, line 3: sockets.owner: ", "no such user"],
+        ),
+        (
+            "[sockets]\nallow_users = ['4294967295']\n",
+            2,
+            &["sealblk.toml, line 2: sockets.allow_users: ", "out of range"],
+        ),
+    ] {
+        let [run, config] = [&RUN[..], &["config"]].map(|args| finish(configured(&lab, content, args)));
+        assert_fails(&run, code, words);
+        assert_fails(&config, code, words);
+        assert_eq!(text(&run.stderr), text(&config.stderr), "in the same words");
+        assert!(!text(&run.stderr).contains("--tls-"), "no flag was given: {}", text(&run.stderr));
+    }
+}
+
+#[test]
+fn a_certificate_makes_tls_required_and_the_settings_say_so() {
+    let lab = Lab::new();
+    let good = Certificates::new(&lab).good;
+    let mode = |content: &str| {
+        let output = finish(configured(&lab, content, &["config"]));
+        assert_succeeds(&output);
+        let said = text(&output.stdout);
+        let row = said.lines().find(|line| line.starts_with("tls.mode ")).unwrap();
+        row.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let pair =
+        format!("cert = {:?}\nkey = {:?}\n", good.join("server-cert.pem"), good.join("server-key.pem"));
+    assert_eq!(mode(""), "off");
+    assert_eq!(mode(&format!("[tls]\n{pair}")), "require");
+    assert_eq!(mode(&format!("[tls]\nmode = 'on'\n{pair}")), "on");
+    assert_eq!(mode(&format!("[tls]\nmode = 'off'\n{pair}")), "off");
 }
 
 #[test]

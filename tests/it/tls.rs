@@ -219,6 +219,56 @@ fn clients_are_asked_for_certificates_and_names() {
 }
 
 #[test]
+fn a_client_that_is_refused_is_logged_with_the_reason() {
+    let lab = Lab::new();
+    let certificates = Certificates::new(&lab);
+    let Certificates { good, anonymous, stranger, expired } = &certificates;
+    let ca = path(&good.join("ca-cert.pem"));
+    let known = ["--tls-client-ca", &ca];
+    let named = [&known[..], &["--tls-allow", "somebody.example"]].concat();
+    let log = lab.path("log");
+    let refused = |server: &Path, more: &[&str], client: &Path| {
+        let mut command =
+            lab.sealblk(["run", "--json"].iter().map(ToString::to_string).chain(served_with(server)));
+        command.args(more).stderr(Stdio::from(std::fs::File::create(&log).unwrap()));
+        let volume = Volume::spawn(command);
+        // Nobody needs to know of these.
+        drop(Client::haggling(&volume.socket()));
+        for sent in [&b""[..], b"rubbish that is not TLS"] {
+            let mut client = Client::haggling(&volume.socket());
+            client.option(STARTTLS, b"");
+            assert_eq!(client.option_reply(STARTTLS), (ACK, Vec::new()));
+            client.stream.write_all(sent).unwrap();
+        }
+        // Said once, however often it tries.
+        for _ in 0..2 {
+            // In TLS 1.3, a client is done before its certificate has been looked at.
+            let secured = secure(Client::haggling(&volume.socket()), client);
+            assert!(secured.and_then(|mut client| client.stream.read(&mut [0])).is_err());
+        }
+        stops_in_order(volume);
+        std::fs::read_to_string(&log).unwrap()
+    };
+    for (server, more, client, why) in [
+        (good, &known[..], anonymous, "it has shown no certificate"),
+        (good, &known, stranger, "no CA in the client CA file has signed it"),
+        (good, &known, expired, "it has expired"),
+        (good, &named, good, "it has none of the allowed names"),
+        (stranger, &[], good, "it may not trust the server's certificate"),
+    ] {
+        let said = refused(server, more, client);
+        assert_eq!(said.matches(" WARN ").count(), 1, "{why}: {said}");
+        assert!(said.contains(why), "{why}: {said}");
+        assert!(said.contains("client{peer=\"user "), "{why}: {said}");
+        assert_eq!(
+            said.contains("CN=worker"),
+            why.contains("CA") || why.contains("expired") || why.contains("names"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn clients_refuse_a_server_that_they_should_not_trust() {
     let lab = Lab::new();
     let certificates = Certificates::new(&lab);
@@ -394,7 +444,7 @@ fn a_network_may_be_listened_on_where_tls_is_required() {
     let open = ["--listen", "tcp:0.0.0.0:0"];
     let refused: Vec<&str> =
         ["run", "--tls", "on"].into_iter().chain(open).chain(args.iter().map(String::as_str)).collect();
-    assert_fails(&finish(lab.sealblk(&refused)), 2, &["not loopback", "--tls require"]);
+    assert_fails(&finish(lab.sealblk(&refused)), 2, &["not loopback", "--tls-cert", "--tls-key"]);
     let volume = start(&lab, &args, &open);
     let port = volume.uri.rsplit(':').next().unwrap().trim_end_matches('/');
     let uri = format!("nbds://127.0.0.1:{port}/?tls-certificates={}", certificates.good.display());

@@ -1,5 +1,6 @@
 //! Where clients connect: Unix, TCP and vsock sockets, bound here or inherited, and the URIs that name them.
 
+mod address;
 mod error;
 mod network;
 mod unix;
@@ -10,7 +11,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags};
@@ -61,35 +61,6 @@ impl fmt::Display for Address {
             Self::Vsock { cid: Some(cid), port } => write!(f, "vsock:{cid}:{port}"),
         }
     }
-}
-
-impl FromStr for Address {
-    type Err = ListenError;
-
-    fn from_str(text: &str) -> Result<Self, ListenError> {
-        let form = || ListenError::Form(text.into());
-        match text.split_once(':') {
-            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            Some(("tcp", host))
-                if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) =>
-            {
-                Ok(Self::Tcp(host.into()))
-            }
-            Some(("vsock", numbers)) => {
-                let (cid, port) = match numbers.split_once(':') {
-                    Some((cid, port)) => (Some(vsock_number(cid).ok_or_else(form)?), port),
-                    None => (None, numbers),
-                };
-                Ok(Self::Vsock { cid, port: vsock_number(port).ok_or_else(form)? })
-            }
-            _ => Err(form()),
-        }
-    }
-}
-
-/// A context id or port; the greatest number stands for any.
-fn vsock_number(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|number| *number != ANY)
 }
 
 /// A bound socket. A Unix socket's file goes with it, unless the socket was inherited.
@@ -354,21 +325,6 @@ fn percent(text: &str, also: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses() {
-        assert_eq!("unix:/run/x".parse::<Address>().unwrap(), Address::Unix("/run/x".into()));
-        assert_eq!("tcp:[::1]:10809".parse::<Address>().unwrap(), Address::Tcp("[::1]:10809".into()));
-        let vsock = |cid, port| Address::Vsock { cid, port };
-        assert_eq!("vsock:10809".parse::<Address>().unwrap(), vsock(None, 10809));
-        assert_eq!("vsock:3:0".parse::<Address>().unwrap(), vsock(Some(3), 0));
-        let bad = ["", "unix:", "tcp:host", "tcp:host:99999", "/run/x"];
-        let bad_vsock =
-            ["vsock:", "vsock:x", "vsock:1:2:3", "vsock:-1:2", "vsock:4294967295", "vsock:4294967295:1"];
-        for bad in bad.iter().chain(&bad_vsock) {
-            assert!(matches!(bad.parse::<Address>(), Err(ListenError::Form(_))), "{bad}");
-        }
-    }
 
     #[test]
     fn uris_are_encoded() {

@@ -4,7 +4,9 @@
 //! has nothing else to do; what cannot be used leaves in force what was there before.
 
 mod files;
+mod judge;
 mod names;
+mod refusal;
 mod socket;
 
 use std::io;
@@ -19,9 +21,8 @@ use tokio_rustls::server::TlsStream;
 pub use files::{Role, TlsError};
 pub(super) use socket::TlsSocket;
 
-use super::seldom::Seldom;
-
 use self::files::{Stamps, read, stamps};
+use super::seldom::Seldom;
 
 /// When TLS is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +48,8 @@ pub struct TlsSettings {
     /// CAs, one of which must have signed a client's certificate; without, clients are asked for none.
     pub client_ca: Option<PathBuf>,
     /// Names, one of which a client's certificate must have: as a DNS name, URI or e-mail address among its
-    /// alternative names or, if it has no alternative names at all, as its subject's common name. If there are none, any certificate will do.
+    /// alternative names or, if it has no alternative names at all, as its subject's common name. If there are none,
+    /// any certificate will do.
     pub allow: Vec<String>,
 }
 
@@ -56,6 +58,7 @@ pub struct Tls {
     settings: TlsSettings,
     current: Mutex<Current>,
     unreadable: Seldom,
+    refused: Seldom,
 }
 
 struct Current {
@@ -73,7 +76,8 @@ impl Tls {
         // Before they are read: what changes meanwhile is read again.
         let stamps = stamps(&settings);
         let config = read(&settings)?;
-        Ok(Self { settings, current: Mutex::new(Current { stamps, config }), unreadable: Seldom::default() })
+        let current = Mutex::new(Current { stamps, config });
+        Ok(Self { settings, current, unreadable: Seldom::default(), refused: Seldom::default() })
     }
 
     /// When it is spoken.
@@ -89,7 +93,14 @@ impl Tls {
         // The files may be on a disk that takes its time, or on a network.
         let tls = self.clone();
         let config = tokio::task::spawn_blocking(move || tls.config()).await.map_err(io::Error::other)?;
-        TlsAcceptor::from(config).accept(stream).await
+        let accepted = TlsAcceptor::from(config).accept(stream).await;
+        accepted.inspect_err(|error| {
+            if let Some(why) = refusal::reason(error)
+                && let Some(unsaid) = self.refused.say()
+            {
+                tracing::warn!(unsaid, "a client gets no further than the TLS handshake: {why}");
+            }
+        })
     }
 
     fn config(&self) -> Arc<ServerConfig> {

@@ -84,7 +84,7 @@ fn a_network_that_sees_the_data() {
         refused_at_once(
             &["--size", "1M", "--listen", address],
             2,
-            &["not loopback", "--insecure", "--tls require"],
+            &["not loopback", "--insecure", "--tls-cert", "--tls-key"],
         );
     }
     let args = ["--size", "1M", "--listen", "tcp:0.0.0.0:0", "--insecure"];
@@ -93,18 +93,13 @@ fn a_network_that_sees_the_data() {
 
 #[test]
 fn what_is_no_address() {
-    for address in [
-        "/run/nbd.sock",
-        "unix:",
-        "tcp:localhost",
-        "tcp:127.0.0.1:99999",
-        "vsock:",
-        "vsock:1:2:3",
-        "vsock:x",
-        "",
-    ] {
+    for address in ["/run/nbd.sock", "unix:", "tcp:localhost", "vsock:", "vsock:1:2:3", "vsock:x", ""] {
         let words = [&format!("{address:?}"), "unix:PATH", "tcp:HOST:PORT", "vsock:PORT"];
         refused_at_once(&["--size", "1M", "--listen", address], 2, &words);
+    }
+    for (address, range) in [("tcp:127.0.0.1:99999", "0 to 65535"), ("vsock:4294967295:1", "0 to 4294967294")]
+    {
+        refused_at_once(&["--size", "1M", "--listen", address], 2, &[address, "out of range", range]);
     }
 }
 

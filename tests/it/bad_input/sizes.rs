@@ -25,11 +25,15 @@ fn more_than_one_key_may_encrypt() {
     refused_at_once(&["--size", "257T"], 2, &["256 TiB", "IEEE 1619"]);
     // One sector too many.
     refused_at_once(&["--size", "281474976714752"], 2, &["281474976714752", "256 TiB"]);
+    // More than can be counted.
+    for huge in ["99999999999999999999", "99999999T"] {
+        refused_at_once(&["--size", huge], 2, &[huge, "256 TiB"]);
+    }
 }
 
 #[test]
 fn no_size_at_all() {
-    for nonsense in ["", "ten", "1.5G", "10X", "0x1000", "99999999999999999999", "99999999T"] {
+    for nonsense in ["", "ten", "1.5G", "10X", "0x1000"] {
         refused_at_once(&["--size", nonsense], 2, &[&format!("{nonsense:?}"), "K, M, G, T"]);
     }
     refused_at_once(&["--size=-1G"], 2, &["-1G"]);

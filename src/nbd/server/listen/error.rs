@@ -12,6 +12,18 @@ pub enum ListenError {
     /// None of the forms.
     #[error("address {0:?} is not of the form unix:PATH, tcp:HOST:PORT, vsock:PORT or vsock:CID:PORT")]
     Form(String),
+    /// A form that it knows, with a number that there is not.
+    #[error("address {address:?}: {what} {number} is out of range, which is 0 to {most}")]
+    Range {
+        /// The address.
+        address: String,
+        /// Port or CID.
+        what: &'static str,
+        /// The number, as it was given.
+        number: String,
+        /// The greatest that there is.
+        most: u32,
+    },
     /// Longer than `sockaddr_un` holds (unix(7)).
     #[error("socket path {path} has {length} bytes, and 107 is the most; choose a shorter one")]
     TooLong {
@@ -34,7 +46,7 @@ pub enum ListenError {
     /// The data would cross the network unencrypted.
     #[error(
         "{0} is not loopback, and NBD without TLS hides nothing and knows nobody; \
-         require TLS with --tls require, or allow it with --insecure"
+         require TLS with --tls require, --tls-cert and --tls-key, or allow it with --insecure"
     )]
     NotLoopback(String),
     /// The file could not be given to its owner.

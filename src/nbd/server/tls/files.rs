@@ -6,7 +6,6 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject};
@@ -15,11 +14,10 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedCipherSuite};
-use x509_cert::Certificate;
-use x509_cert::der::Decode;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::TlsSettings;
+use super::judge;
 use super::names::Allowed;
 
 /// Longer than any chain of certificates, short enough to be read whole.
@@ -78,7 +76,7 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// PEM without what is looked for, or none at all.
-    #[error("{role} {path} has no part \"{wanted}\"; give a PEM file, with keys not encrypted")]
+    #[error("{role} {path} has no part \"{wanted}\"; give a PEM file")]
     Missing {
         /// What it is for.
         role: Role,
@@ -86,6 +84,15 @@ pub enum TlsError {
         path: PathBuf,
         /// What its parts should begin with.
         wanted: &'static str,
+    },
+    /// A key that asks for a passphrase.
+    #[error(
+        "TLS private key {path} is encrypted, and there is nobody to ask for its passphrase; decrypt it with \
+         `openssl pkey -in {path} -out NEW.pem`, and give NEW.pem"
+    )]
+    Encrypted {
+        /// Where it is.
+        path: PathBuf,
     },
     /// What is in it is of no use.
     #[error("{role} {path} cannot be used: {reason}; write it anew")]
@@ -144,7 +151,7 @@ pub(super) fn read(settings: &TlsSettings) -> Result<Arc<ServerConfig>, TlsError
         None => builder.with_no_client_auth(),
     };
     // Only now: files that cannot be read are tried again for each client.
-    warn_of_time(&settings.cert, &key.cert[0])?;
+    judge::server(&settings.cert, &key.cert[0])?;
     warn_of_rights(&settings.key);
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     // Connections last for long, and a client that resumes a session is not asked for its certificate again.
@@ -168,13 +175,14 @@ fn verifier(path: &Path, allow: &[String]) -> Result<Arc<dyn ClientCertVerifier>
     let failed = |error: &dyn fmt::Display| unusable(Role::ClientCa, path, error);
     let mut roots = RootCertStore::empty();
     for certificate in certificates(Role::ClientCa, path)? {
+        judge::client_ca(path, &certificate)?;
         roots.add(certificate).map_err(|error| failed(&error))?;
     }
     let provider = Arc::new(provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .map_err(|error| failed(&error))?;
-    Ok(if allow.is_empty() { verifier } else { Arc::new(Allowed::new(verifier, allow)) })
+    Ok(Arc::new(Allowed::new(verifier, allow)))
 }
 
 /// At least one.
@@ -193,14 +201,23 @@ fn signing_key(path: &Path) -> Result<Arc<dyn rustls::sign::SigningKey>, TlsErro
     let role = Role::Key;
     let bytes = contents(role, path)?;
     let mut key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|source| match source {
+        _ if is_encrypted(&bytes) => TlsError::Encrypted { path: path.into() },
         pem::Error::NoItemsFound => {
             TlsError::Missing { role, path: path.into(), wanted: "BEGIN PRIVATE KEY" }
         }
         source => TlsError::Pem { role, path: path.into(), source },
     })?;
-    let signing = aws_lc_rs::sign::any_supported_type(&key);
+    let signing = aws_lc_rs::sign::any_supported_type(&key).map_err(|error| {
+        if judge::is_short(&key) { unusable(role, path, &judge::SHORT) } else { unusable(role, path, &error) }
+    });
     key.zeroize();
-    signing.map_err(|error| unusable(role, path, &error))
+    signing
+}
+
+/// In PKCS #8's form, or in the one before it (RFC 1421, 4.6.1.1).
+fn is_encrypted(pem: &[u8]) -> bool {
+    let has = |mark: &[u8]| pem.windows(mark.len()).any(|part| part == mark);
+    has(b"BEGIN ENCRYPTED PRIVATE KEY") || has(b"Proc-Type: 4,ENCRYPTED")
 }
 
 fn warn_of_rights(path: &Path) {
@@ -225,22 +242,6 @@ fn contents(role: Role, path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     Ok(bytes)
 }
 
-/// Clients judge the server's certificate, not the server: it says what they will find.
-fn warn_of_time(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
-    let parsed =
-        Certificate::from_der(certificate).map_err(|error| unusable(Role::Certificate, path, &error))?;
-    let (validity, now) = (parsed.tbs_certificate().validity(), SystemTime::now());
-    let certificate = path.display();
-    if now > validity.not_after.to_system_time() {
-        let since = validity.not_after.to_date_time();
-        tracing::warn!(%certificate, %since, "the TLS certificate has expired; clients will refuse it: renew it");
-    } else if now < validity.not_before.to_system_time() {
-        let until = validity.not_before.to_date_time();
-        tracing::warn!(%certificate, %until, "the TLS certificate is not valid yet; clients will refuse it: check the clock");
-    }
-    Ok(())
-}
-
-fn unusable(role: Role, path: &Path, reason: &dyn fmt::Display) -> TlsError {
+pub(super) fn unusable(role: Role, path: &Path, reason: &dyn fmt::Display) -> TlsError {
     TlsError::Unusable { role, path: path.into(), reason: reason.to_string() }
 }

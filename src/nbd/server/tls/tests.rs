@@ -30,8 +30,14 @@ impl Pair {
 
     /// Another pair in place of the old one.
     fn renew(&self, name: &str) {
+        self.make(name, &EC);
+    }
+
+    /// A pair of any kind in place of the old one.
+    fn make(&self, name: &str, kind: &[&str]) {
         let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+            .args(["req", "-x509", "-nodes"])
+            .args(kind)
             .args(["-days", "30", "-subj", &format!("/CN={name}"), "-addext", "subjectAltName=DNS:localhost"])
             .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .args(["-keyout", "new-key", "-out", "new-cert"])
@@ -66,6 +72,8 @@ impl Pair {
     }
 }
 
+const EC: [&str; 4] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+
 fn load(settings: TlsSettings) -> Result<(), String> {
     Tls::load(settings).map(drop).map_err(|error| error.to_string())
 }
@@ -84,6 +92,12 @@ fn every_file_that_cannot_be_used_is_named_with_its_fault() {
     let bad_key = file("bad-key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     let locked =
         file("locked", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+    let old_locked = file(
+        "old-locked",
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+    );
+    let decrypted = |path: &Path| format!("openssl pkey -in {} -out", path.display());
+    let (unlock, old_unlock) = (decrypted(&locked), decrypted(&old_locked));
     let absent = pair.path("absent");
     let directory = pair.directory.path().to_path_buf();
     let huge = pair.path("huge");
@@ -104,7 +118,10 @@ fn every_file_that_cannot_be_used_is_named_with_its_fault() {
         (key(&absent), Role::Key, &absent, "No such file"),
         (key(&empty), Role::Key, &empty, "no part \"BEGIN PRIVATE KEY\""),
         (key(&pair.path("cert")), Role::Key, &pair.path("cert"), "BEGIN PRIVATE KEY"),
-        (key(&locked), Role::Key, &locked, "not encrypted"),
+        (key(&locked), Role::Key, &locked, "encrypted"),
+        (key(&locked), Role::Key, &locked, &unlock),
+        (key(&old_locked), Role::Key, &old_locked, "encrypted"),
+        (key(&old_locked), Role::Key, &old_locked, &old_unlock),
         (key(&bad_key), Role::Key, &bad_key, "cannot be used"),
         (key(&other.path("key")), Role::Key, &other.path("key"), "does not belong to TLS certificate"),
         (ca(&absent), Role::ClientCa, &absent, "No such file"),
@@ -115,6 +132,30 @@ fn every_file_that_cannot_be_used_is_named_with_its_fault() {
         for word in [&role.to_string(), &path.display().to_string(), fault] {
             assert!(error.contains(word), "{word:?} is missing from: {error}");
         }
+    }
+}
+
+#[test]
+fn what_every_client_would_refuse_is_refused_at_the_start() {
+    let short = Pair::new();
+    short.make("rsa", &["-newkey", "rsa:1024"]);
+    let error = load(short.settings()).unwrap_err();
+    assert!(error.contains("TLS private key") && error.contains("at least 2048"), "{error}");
+    let long = Pair::new();
+    let error = load(TlsSettings { client_ca: Some(short.path("cert")), ..long.settings() }).unwrap_err();
+    assert!(error.contains("TLS client CA") && error.contains("at least 2048"), "{error}");
+    for (usage, fine) in [
+        ("serverAuth", true),
+        ("clientAuth,serverAuth", true),
+        ("clientAuth", false),
+        ("emailProtection", false),
+        ("anyExtendedKeyUsage", true),
+    ] {
+        let pair = Pair::new();
+        pair.make("x", &[&EC[..], &["-addext", &format!("extendedKeyUsage={usage}")]].concat());
+        let loaded = load(pair.settings());
+        assert_eq!(loaded.is_ok(), fine, "{usage}: {loaded:?}");
+        assert!(loaded.err().is_none_or(|error| error.contains("serverAuth")), "{usage}");
     }
 }
 
