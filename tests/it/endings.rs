@@ -267,9 +267,9 @@ fn requests_in_flight_are_answered_beside_half_a_request() {
     const ZERO: u16 = 6;
     const NO_HOLE: u16 = 2;
     let lab = Lab::new();
-    let volume = Volume::start(&lab, &["--size", "64M", "--backing", "memory", "--cipher", "portable"]);
+    let volume = Volume::start(&lab, &["--size", "16M", "--backing", "memory", "--cipher", "portable"]);
     let mut client = Client::ready(&volume.socket());
-    let cookie = client.request(NO_HOLE, ZERO, 0, 64 << 20);
+    let cookie = client.request(NO_HOLE, ZERO, 0, 16 << 20);
     client.send(&[&header(0, WRITE, 78, 0, 4096)[..], &[7; 100]].concat());
     volume.signal(15);
     assert_eq!(client.answer(cookie), 0);
