@@ -1,5 +1,5 @@
 //! One connection over a Unix socket to a server in this process: 4 KiB and 1 MiB, reads and writes, at a depth of 1
-//! and more. The client is as simple as can be, a thread that sends and one that receives.
+//! and more. The client is as simple as can be: it sends a batch of requests, and the next once all are answered.
 
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sealblk::geometry::{SectorSize, VolumeSize};
@@ -31,10 +32,11 @@ fn exports() -> Exports {
     Exports::new(vec![Export { name: String::new(), description: String::new(), device, read_only: false }])
 }
 
-fn request(command: u16, offset: u64, length: usize) -> Vec<u8> {
+/// A compact request at offset 0.
+fn request(command: u16, length: usize) -> Vec<u8> {
     let length = u32::try_from(length).expect("a small request");
-    let start = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0], &command.to_be_bytes(), &[0; 8]].concat();
-    [&start[..], &offset.to_be_bytes(), &length.to_be_bytes()].concat()
+    let start = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0], &command.to_be_bytes()].concat();
+    [&start[..], &[0; 16], &length.to_be_bytes()].concat()
 }
 
 /// A connection in transmission, with simple replies.
@@ -59,30 +61,40 @@ impl Client {
         }
     }
 
-    /// So many requests, `depth` of them sent at once, and answered before the next are.
-    fn exchange(&mut self, command: u16, length: usize, depth: usize, count: u64) {
+    /// Sends `batch` at once and reads all replies, again and again, with offsets spread over the volume. The
+    /// requests of reads and the replies to writes are few bytes, which the sockets hold: nobody waits for ever.
+    fn exchange(&mut self, batch: &mut Batch, batches: u64) {
+        for number in 0..batches {
+            batch.move_on(number);
+            self.0.write_all(&batch.requests).expect("a server");
+            self.0.read_exact(&mut batch.replies).expect("replies");
+        }
+    }
+}
+
+/// Requests of one kind and length that are sent together.
+struct Batch {
+    requests: Vec<u8>,
+    replies: Vec<u8>,
+    depth: usize,
+    length: usize,
+}
+
+impl Batch {
+    fn new(command: u16, length: usize, depth: usize) -> Self {
         let (sent, received) = if command == WRITE { (length, 0) } else { (0, length) };
-        let mut replies = vec![0; depth * (16 + received)];
-        let mut number = 0;
-        while number < count {
-            let mut batch = Vec::with_capacity(depth * (28 + sent));
-            for place in number..number + depth as u64 {
-                // Spread over the volume, each at a multiple of its length.
-                let offset = place * 40_503 % (SIZE / length as u64) * length as u64;
-                batch.extend(request(command, offset, length));
-                batch.resize(batch.len() + sent, 0x5a);
-            }
-            std::thread::scope(|scope| {
-                // The server need not take more before its replies are read.
-                let mut sender = &self.0;
-                if batch.len() > 64 << 10 {
-                    scope.spawn(move || sender.write_all(&batch).expect("a server"));
-                } else {
-                    sender.write_all(&batch).expect("a server");
-                }
-                (&self.0).read_exact(&mut replies).expect("replies");
-            });
-            number += depth as u64;
+        let one = [request(command, length), vec![0x5a; sent]].concat();
+        Self { requests: one.repeat(depth), replies: vec![0; depth * (16 + received)], depth, length }
+    }
+
+    /// Gives each request another offset, a multiple of its length.
+    fn move_on(&mut self, number: u64) {
+        let places = SIZE / self.length as u64;
+        let each = self.requests.len() / self.depth;
+        for (place, request) in (number * self.depth as u64..).zip(self.requests.chunks_exact_mut(each)) {
+            // Coprime to the number of places, a power of two: every place comes once before the first comes again.
+            let offset = place * 40_503 % places * self.length as u64;
+            request[16..24].copy_from_slice(&offset.to_be_bytes());
         }
     }
 }
@@ -97,25 +109,22 @@ fn loopback(criterion: &mut Criterion) {
     let limits = Limits::default();
     let serving = runtime.spawn(serve(vec![listener], exports(), None, limits, Resumed::default(), stopping));
     let mut client = Client::connect(&path);
-    client.exchange(WRITE, 1 << 20, 8, SIZE >> 20);
+    client.exchange(&mut Batch::new(WRITE, 1 << 20, 8), SIZE >> 23);
 
     let mut group = criterion.benchmark_group("loopback");
     for (size, length, depths) in [("4k", 4096, [1, 32]), ("1M", 1 << 20, [1, 8])] {
-        group.throughput(Throughput::Bytes(length as u64));
         for (name, command) in [("read", READ), ("write", WRITE)] {
             for depth in depths {
-                group.bench_function(
-                    BenchmarkId::new(format!("{name} {size}"), format!("qd{depth}")),
-                    |bencher| {
-                        // Whole batches are timed, and counted for as many requests as were asked for.
-                        bencher.iter_custom(|count| {
-                            let batches = count.div_ceil(depth as u64) * depth as u64;
-                            let began = std::time::Instant::now();
-                            client.exchange(command, length, depth, batches);
-                            began.elapsed().mul_f64(count as f64 / batches as f64)
-                        });
-                    },
-                );
+                let mut batch = Batch::new(command, length, depth);
+                let id = BenchmarkId::new(format!("{name} {size}"), format!("qd{depth}"));
+                group.throughput(Throughput::Bytes((length * depth) as u64));
+                group.bench_function(id, |bencher| {
+                    bencher.iter_custom(|batches| {
+                        let began = Instant::now();
+                        client.exchange(&mut batch, batches);
+                        began.elapsed()
+                    });
+                });
             }
         }
     }
