@@ -98,7 +98,7 @@ fn beside_openssl() {
                 }
             };
             eprintln!(
-                "aes-256-xts/{direction}/{sector}: AWS-LC {ours:.2} GB/s, OpenSSL {theirs:.2} GB/s, ratio {ratio:.2}{judged}"
+                "aes-256-xts/{direction}/{sector}: AWS-LC {ours:.2} GB/s, OpenSSL {theirs:.2}, ratio {ratio:.2}{judged}"
             );
         }
     }
