@@ -177,6 +177,7 @@ fn tls_code(error: &TlsError) -> u8 {
         | TlsError::Missing { .. }
         | TlsError::Encrypted { .. }
         | TlsError::Unusable { .. }
+        | TlsError::NoCa { .. }
         | TlsError::Mismatch { .. } => 8,
     }
 }

@@ -276,8 +276,16 @@ mod tests {
 
     #[test]
     fn names_that_no_client_can_have_are_refused() {
-        for name in ["", " ", "*.example", "10.0.0.1"] {
-            assert!(Line::try_parse_from(["x", &format!("--tls-allow={name}")]).is_err(), "{name:?}");
+        for (name, why) in [
+            ("", "leave the option out"),
+            (" ", "spaces"),
+            ("*.example", "wildcard"),
+            ("10.0.0.1", "IP address"),
+            ("DNS:a.example", "leave that out"),
+            ("a.example,b.example", "give --tls-allow for each"),
+        ] {
+            let said = Line::try_parse_from(["x", &format!("--tls-allow={name}")]).err().unwrap().to_string();
+            assert!(said.contains(why), "{name:?}: {said}");
         }
     }
 }

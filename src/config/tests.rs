@@ -77,9 +77,17 @@ fn a_mode_is_octal_with_and_without_a_zero() {
 #[test]
 fn names_of_clients_are_such_as_can_be_met() {
     let name = |text: &str| text.parse::<ClientName>().map(|ClientName(name)| name);
-    for fine in
-        ["worker.example", "spiffe://example/worker", "worker@example.org", "the worker", "10.0.0.1.example"]
-    {
+    for fine in [
+        "worker.example",
+        "spiffe://example/worker",
+        "urn:uuid:1",
+        "worker@example.org",
+        "the worker",
+        "10.0.0.1.example",
+        "Doe, Jane",
+        "Example Inc.",
+        "Example Ltd., London",
+    ] {
         assert_eq!(name(fine).as_deref(), Ok(fine));
     }
     for (wrong, why) in [
@@ -91,6 +99,20 @@ fn names_of_clients_are_such_as_can_be_met() {
         ("::1", "IP address"),
         ("[::1]", "IP address"),
         ("a\nb", "control"),
+        ("DNS:worker.example", "\"DNS:\""),
+        ("dns:worker.example", "\"dns:\""),
+        ("URI:spiffe://example/worker", "\"URI:\""),
+        ("email:worker@example.org", "\"email:\""),
+        ("IP Address:10.0.0.1", "is an IP address"),
+        ("CN=worker", "\"CN=\""),
+        ("CN = worker", "\"CN =\""),
+        ("/CN=worker", "\"/CN=\""),
+        ("worker.example.", "dot"),
+        (".example", "dot"),
+        ("a.example,b.example", "--tls-allow for each"),
+        ("a.example, b.example", "--tls-allow for each"),
+        ("a,b", "--tls-allow for each"),
+        ("a,", "--tls-allow for each"),
     ] {
         let said = name(wrong).expect_err(wrong);
         assert!(said.contains(why), "{wrong:?}: {said}");

@@ -191,9 +191,21 @@ impl TryFrom<Text> for ClientName {
 
     /// Refuses what would never keep anybody out or let anybody in as it was meant.
     fn try_from(Text(text): Text) -> Result<Self, String> {
-        let address = text.trim_start_matches('[').trim_end_matches(']');
+        let address = text.trim_start_matches("IP:").trim_start_matches("IP Address:");
+        let address = address.trim_start_matches('[').trim_end_matches(']');
+        if let Some(prefix) = notation(&text) {
+            return Err(format!("{text:?} has {prefix:?} before the name; leave that out"));
+        }
+        if is_list(&text) {
+            return Err(format!(
+                "{text:?} would be one name with a comma in it; for several, give --tls-allow for each, or a list in \
+                 the file"
+            ));
+        }
         let why = if text.trim() != text {
             "has spaces around it"
+        } else if is_host(&text) && (text.starts_with('.') || text.ends_with('.')) {
+            "begins or ends with a dot, which no DNS name in a certificate does"
         } else if text.contains('*') {
             "has a wildcard, and names are compared as a whole"
         } else if address.parse::<IpAddr>().is_ok() {
@@ -209,8 +221,31 @@ impl FromStr for ClientName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("must not be empty; leave the option out to allow any name".into());
+        }
         Text::try_from(text.to_owned())?.try_into()
     }
+}
+
+/// What stands before a name where `openssl` prints it.
+fn notation(text: &str) -> Option<&str> {
+    ["DNS:", "URI:", "email:", "CN=", "CN =", "/CN="]
+        .into_iter()
+        .find_map(|prefix| text.get(..prefix.len()).filter(|start| start.eq_ignore_ascii_case(prefix)))
+}
+
+/// Whether it can be meant as a DNS name only.
+fn is_host(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+/// Whether it can be meant as several names only. A common name may have a comma, as in "Doe, Jane".
+fn is_list(text: &str) -> bool {
+    let is_name = |part: &str| part.contains(['.', '@', ':']) && !part.contains(' ');
+    let mut rest = text.split(',').skip(1);
+    rest.any(|part| !part.starts_with(' '))
+        || text.contains(',') && text.split(',').all(|part| is_name(part.trim()))
 }
 
 /// A list of one or more names: an empty one would switch off what it seems to make strict.

@@ -99,11 +99,15 @@ fn trusting(directory: &Path) -> ClientConfig {
 }
 
 /// STARTTLS and the TLS handshake.
-fn secure(mut client: Client, directory: &Path) -> io::Result<Client<Secured>> {
+fn secure(client: Client, directory: &Path) -> io::Result<Client<Secured>> {
+    secure_by(client, trusting(directory))
+}
+
+fn secure_by(mut client: Client, config: ClientConfig) -> io::Result<Client<Secured>> {
     client.option(STARTTLS, b"");
     assert_eq!(client.option_reply(STARTTLS), (ACK, Vec::new()));
     let name = ServerName::try_from("localhost").unwrap();
-    let mut session = ClientConnection::new(Arc::new(trusting(directory)), name).unwrap();
+    let mut session = ClientConnection::new(Arc::new(config), name).unwrap();
     let mut stream = client.stream;
     while session.is_handshaking() {
         session.complete_io(&mut stream)?;
@@ -265,6 +269,106 @@ fn a_client_that_is_refused_is_logged_with_the_reason() {
             why.contains("CA") || why.contains("expired") || why.contains("names"),
             "{said}"
         );
+    }
+}
+
+#[test]
+fn each_reason_for_a_refusal_is_logged_by_itself() {
+    let lab = Lab::new();
+    let certificates = Certificates::new(&lab);
+    let Certificates { good, anonymous, stranger, expired } = &certificates;
+    let others = ["early", "misused"].map(|name| lab.path("tls").join(name));
+    let [early, misused] = &others;
+    for directory in &others {
+        std::fs::create_dir(directory).unwrap();
+        std::fs::copy(good.join("ca-cert.pem"), directory.join("ca-cert.pem")).unwrap();
+    }
+    issue(early, good, "client", ["20400101000000Z", VALID[1]]);
+    for kind in ["cert", "key"] {
+        let [from, to] = ["server", "client"].map(|role| format!("{role}-{kind}.pem"));
+        std::fs::copy(good.join(from), misused.join(to)).unwrap();
+    }
+    // AES-GCM in TLS 1.2, which the server has not.
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| format!("{suite:?}").contains("TLS_ECDHE_ECDSA_WITH_AES_256_GCM"));
+    let incompatible = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let log = lab.path("log");
+    let ca = path(&good.join("ca-cert.pem"));
+    let mut command = lab.sealblk(["run", "--json"].iter().map(ToString::to_string).chain(served_with(good)));
+    command.args(["--tls-client-ca", &ca, "--tls-allow", "somebody.example"]);
+    let volume = Volume::spawn({
+        command.stderr(Stdio::from(std::fs::File::create(&log).unwrap()));
+        command
+    });
+    let refusals = [
+        (trusting(good), "it has none of the allowed names"),
+        (trusting(misused), "its extended key usage is without clientAuth"),
+        (trusting(stranger), "no CA in the client CA file has signed it"),
+        (trusting(expired), "it has expired"),
+        (trusting(early), "it is not valid yet"),
+        (trusting(anonymous), "it has shown no certificate"),
+        (trusting(&lab.path("tls").join("other")), "saying UnknownCA"),
+        (incompatible, "NoCipherSuitesInCommon"),
+    ];
+    for _ in 0..2 {
+        for (config, why) in &refusals {
+            let secured = secure_by(Client::haggling(&volume.socket()), config.clone());
+            let refused = secured.and_then(|mut client| client.stream.read(&mut [0]));
+            assert!(refused.is_err(), "{why}: was let in");
+        }
+    }
+    stops_in_order(volume);
+    let said = std::fs::read_to_string(&log).unwrap();
+    for (_, why) in &refusals {
+        assert_eq!(said.matches(why).count(), 1, "{why}: {said}");
+    }
+    assert_eq!(said.matches(" WARN ").count(), refusals.len(), "{said}");
+}
+
+#[test]
+fn a_client_ca_that_signs_itself_and_no_other_lets_in_its_owner() {
+    let lab = Lab::new();
+    let certificates = Certificates::new(&lab);
+    let Certificates { good, stranger, .. } = &certificates;
+    let mut command = tool("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+    command.args(["-subj", "/CN=pinned", "-addext", "basicConstraints=critical,CA:FALSE"]);
+    command.args(["-keyout", "client-key.pem", "-out", "client-cert.pem"]).current_dir(stranger);
+    assert_succeeds(&finish(command));
+    let pinned = path(&stranger.join("client-cert.pem"));
+    let volume = start(&lab, &served_with(good), &["--tls-client-ca", &pinned, "--tls-allow", "pinned"]);
+    assert_succeeds(&nbdinfo(&uri(&volume, stranger)));
+    assert!(!nbdinfo(&uri(&volume, good)).status.success());
+    stops_in_order(volume);
+    let leaf = path(&good.join("client-cert.pem"));
+    let args = [&["run".into()][..], &served_with(good), &["--tls-client-ca".into(), leaf.clone()]].concat();
+    assert_fails(&finish(lab.sealblk(&args)), 8, &["TLS client CA", &leaf, "no CA's", "CN=worker"]);
+}
+
+#[test]
+fn libnbd_does_not_say_that_it_distrusts_the_server() {
+    let lab = Lab::new();
+    let certificates = Certificates::new(&lab);
+    let log = lab.path("log");
+    for (level, said) in [("info", ""), ("debug", "tls handshake eof")] {
+        let mut command = lab.sealblk(
+            ["--log", level, "run", "--json"]
+                .iter()
+                .map(ToString::to_string)
+                .chain(served_with(&certificates.stranger)),
+        );
+        // On a Unix socket, where no name was called, it does not verify the server's certificate.
+        command.args(["--listen", "tcp:127.0.0.1:0"]);
+        command.stderr(Stdio::from(std::fs::File::create(&log).unwrap()));
+        let volume = Volume::spawn(command);
+        assert!(!nbdinfo(&uri(&volume, &certificates.good)).status.success());
+        stops_in_order(volume);
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(log.contains(said) && !log.contains(" WARN "), "{log}");
     }
 }
 

@@ -22,6 +22,7 @@ pub use files::{Role, TlsError};
 pub(super) use socket::TlsSocket;
 
 use self::files::{Stamps, read, stamps};
+use self::refusal::Refusals;
 use super::seldom::Seldom;
 
 /// When TLS is spoken.
@@ -58,7 +59,7 @@ pub struct Tls {
     settings: TlsSettings,
     current: Mutex<Current>,
     unreadable: Seldom,
-    refused: Seldom,
+    refused: Refusals,
 }
 
 struct Current {
@@ -77,7 +78,7 @@ impl Tls {
         let stamps = stamps(&settings);
         let config = read(&settings)?;
         let current = Mutex::new(Current { stamps, config });
-        Ok(Self { settings, current, unreadable: Seldom::default(), refused: Seldom::default() })
+        Ok(Self { settings, current, unreadable: Seldom::default(), refused: Refusals::default() })
     }
 
     /// When it is spoken.
@@ -95,8 +96,8 @@ impl Tls {
         let config = tokio::task::spawn_blocking(move || tls.config()).await.map_err(io::Error::other)?;
         let accepted = TlsAcceptor::from(config).accept(stream).await;
         accepted.inspect_err(|error| {
-            if let Some(why) = refusal::reason(error)
-                && let Some(unsaid) = self.refused.say()
+            if let Some((reason, why)) = refusal::reason(error)
+                && let Some(unsaid) = self.refused.say(reason)
             {
                 tracing::warn!(unsaid, "a client gets no further than the TLS handshake: {why}");
             }

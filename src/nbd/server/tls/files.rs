@@ -95,7 +95,7 @@ pub enum TlsError {
         path: PathBuf,
     },
     /// What is in it is of no use.
-    #[error("{role} {path} cannot be used: {reason}; write it anew")]
+    #[error("{role} {path} cannot be used: {reason}; make a new one")]
     Unusable {
         /// What it is for.
         role: Role,
@@ -103,6 +103,17 @@ pub enum TlsError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A certificate that signs no other.
+    #[error(
+        "TLS client CA {path} has a certificate in it that is no CA's (CA:TRUE), that of {subject}; give the \
+         certificate of the CA that signs those of clients"
+    )]
+    NoCa {
+        /// Where it is.
+        path: PathBuf,
+        /// Whose it is.
+        subject: String,
     },
     /// The key is another certificate's.
     #[error("TLS private key {key} does not belong to TLS certificate {cert}; give both of one pair")]

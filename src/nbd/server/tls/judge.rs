@@ -8,9 +8,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_cert::Certificate;
 use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode, Reader, SliceReader};
-use x509_cert::ext::pkix::ExtendedKeyUsage;
+use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage};
 
 use super::files::{Role, TlsError, unusable};
+use super::refusal::printable;
 
 /// rsaEncryption (RFC 8017, appendix C).
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
@@ -35,10 +36,33 @@ pub(super) fn server(path: &Path, certificate: &CertificateDer<'_>) -> Result<()
 /// Refuses a CA by which no client's certificate could be verified.
 pub(super) fn client_ca(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
     // What this parser does not take, the library that verifies has its own word on.
-    match Certificate::from_der(certificate).ok().and_then(|parsed| rsa_bits(&parsed)) {
-        Some(bits) if bits < SHORTEST_RSA => Err(unusable(Role::ClientCa, path, &SHORT)),
-        _ => Ok(()),
+    let Ok(parsed) = Certificate::from_der(certificate) else { return Ok(()) };
+    if rsa_bits(&parsed).is_some_and(|bits| bits < SHORTEST_RSA) {
+        return Err(unusable(Role::ClientCa, path, &SHORT));
     }
+    for_authorities(path, &parsed)
+}
+
+/// The library asks of a client CA only that it has signed what a client shows. A certificate that is no CA's and that
+/// another has signed lets nobody in, not even its owner; but one that has signed itself does.
+fn for_authorities(path: &Path, certificate: &Certificate) -> Result<(), TlsError> {
+    let body = certificate.tbs_certificate();
+    let is_ca = match body.get_extension::<BasicConstraints>() {
+        Ok(found) => found.map(|(_, constraints)| constraints.ca),
+        Err(error) => return Err(unusable(Role::ClientCa, path, &error)),
+    };
+    let subject = printable(&body.subject().to_string());
+    match (is_ca, body.subject() == body.issuer()) {
+        // Before there were extensions, a CA's was known by signing itself.
+        (Some(true), _) | (None, true) => {}
+        (Some(false), true) => tracing::warn!(
+            client_ca = %path.display(),
+            subject,
+            "a certificate among the TLS client CAs is no CA's (CA:FALSE); its owner may come, and may sign for others"
+        ),
+        (Some(false) | None, false) => return Err(TlsError::NoCa { path: path.into(), subject }),
+    }
+    Ok(())
 }
 
 /// Whether a key that is of no use is an RSA key that is too short.

@@ -11,20 +11,19 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use super::refusal::{fault, printable};
-use crate::nbd::server::seldom::Seldom;
+use super::refusal::{Reason, Refusals, fault, printable};
 
 /// Takes what another verifier takes, if it has one of these names, or there are none. Warns of what it does not take.
 #[derive(Debug)]
 pub(super) struct Allowed {
     trusted: Arc<dyn ClientCertVerifier>,
     names: Vec<String>,
-    refused: Seldom,
+    refused: Refusals,
 }
 
 impl Allowed {
     pub(super) fn new(trusted: Arc<dyn ClientCertVerifier>, names: &[String]) -> Self {
-        Self { trusted, names: names.to_vec(), refused: Seldom::default() }
+        Self { trusted, names: names.to_vec(), refused: Refusals::default() }
     }
 }
 
@@ -42,14 +41,14 @@ impl ClientCertVerifier for Allowed {
         let taken = self.trusted.verify_client_cert(end_entity, intermediates, now);
         let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
         let parsed = Certificate::from_der(end_entity).map_err(bad)?;
-        let fault = match &taken {
+        let (reason, fault) = match &taken {
             Err(error) => fault(error),
             Ok(_) if self.names.is_empty() || self.names.iter().any(|name| has_name(&parsed, name)) => {
                 return taken;
             }
-            Ok(_) => "it has none of the allowed names".into(),
+            Ok(_) => (Reason::Name, "it has none of the allowed names".into()),
         };
-        if let Some(unsaid) = self.refused.say() {
+        if let Some(unsaid) = self.refused.say(reason) {
             let subject = printable(&parsed.tbs_certificate().subject().to_string());
             tracing::warn!(subject, unsaid, "a client's certificate is refused: {fault}");
         }

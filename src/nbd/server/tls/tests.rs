@@ -141,6 +141,7 @@ fn what_every_client_would_refuse_is_refused_at_the_start() {
     short.make("rsa", &["-newkey", "rsa:1024"]);
     let error = load(short.settings()).unwrap_err();
     assert!(error.contains("TLS private key") && error.contains("at least 2048"), "{error}");
+    assert!(error.ends_with("; make a new one"), "{error}");
     let long = Pair::new();
     let error = load(TlsSettings { client_ca: Some(short.path("cert")), ..long.settings() }).unwrap_err();
     assert!(error.contains("TLS client CA") && error.contains("at least 2048"), "{error}");
@@ -156,6 +157,41 @@ fn what_every_client_would_refuse_is_refused_at_the_start() {
         let loaded = load(pair.settings());
         assert_eq!(loaded.is_ok(), fine, "{usage}: {loaded:?}");
         assert!(loaded.err().is_none_or(|error| error.contains("serverAuth")), "{usage}");
+    }
+}
+
+#[test]
+fn a_client_ca_is_one() {
+    let (pair, server) = (Pair::new(), Pair::new());
+    let loaded = || load(TlsSettings { client_ca: Some(pair.path("cert")), ..server.settings() });
+    let make = |subject: &str, more: &[&str]| {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-nodes", "-config", "conf", "-subj", subject])
+            .args(EC)
+            .args(more)
+            .args(["-keyout", "key", "-out", "cert"])
+            .current_dir(pair.directory.path())
+            .output()
+            .expect("openssl is missing: run scripts/setup test");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    };
+    assert_eq!(loaded(), Ok(()), "who owns it comes in by it");
+    // Without the extension that says so.
+    fs::write(pair.path("conf"), "[req]\ndistinguished_name=name\n[name]\n").unwrap();
+    make("/CN=an old CA", &[]);
+    assert_eq!(loaded(), Ok(()));
+    for (name, kind) in [("ca-cert", "cert"), ("ca-key", "key")] {
+        fs::copy(pair.path(kind), pair.path(name)).unwrap();
+    }
+    let signed = ["-CA", "ca-cert", "-CAkey", "ca-key"];
+    make("/CN=another CA", &[&signed[..], &["-addext", "basicConstraints=critical,CA:TRUE"]].concat());
+    assert_eq!(loaded(), Ok(()));
+    for more in [&[][..], &["-addext", "basicConstraints=critical,CA:FALSE"]] {
+        make("/CN=worker", &[&signed[..], more].concat());
+        let error = loaded().unwrap_err();
+        for word in ["TLS client CA", &pair.path("cert").display().to_string(), "no CA's", "CN=worker"] {
+            assert!(error.contains(word), "{word:?} is missing from: {error}");
+        }
     }
 }
 
