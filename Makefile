@@ -3,13 +3,15 @@
 CARGO ?= cargo
 # How long `make fuzz` runs each target.
 FUZZ_SECONDS ?= 60
+# More for benches/servers: --scaling, --direct, --disk DIR, --rounds N, --seconds N.
+BENCH_OPTIONS ?=
 SHELL_SCRIPTS := $(shell grep -rlE '^\#!.*\bbash' .ci scripts tests --include='*' --exclude='*.rs' --exclude='*.md')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vm lint audit bench fuzz build doc
+.PHONY: help demo test test-vm lint audit bench bench-code fuzz build doc
 
 help: ## List these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 demo: ## Set up, build, and show one volume's life on the embedded KMS
 	scripts/setup demo
@@ -39,8 +41,13 @@ audit: ## Check dependencies against the RustSec advisories (needs network acces
 	scripts/setup lint
 	$(CARGO) deny --locked check advisories
 
-bench: ## Run the benchmarks
-	scripts/setup build
+bench: ## Compare the server with others, and write the figures into docs/performance (a quarter of an hour)
+	scripts/setup bench
+	$(CARGO) build --release --locked
+	benches/servers --write $(BENCH_OPTIONS)
+
+bench-code: ## Measure the code by itself: cipher, protocol, volume, one connection
+	scripts/setup bench
 	$(CARGO) bench --locked --bench '*'
 
 fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), and end with an error at a finding

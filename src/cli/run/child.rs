@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 
 use tokio::process::Child;
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::attend::Ended;
 use crate::cli::open_files::OpenFiles;
@@ -12,6 +13,9 @@ use crate::cli::output;
 use crate::cli::signals::Signal;
 use crate::engine::Running;
 use crate::secret::{Hardening, restore_core_limit};
+
+/// For a command to end by itself once it is told to, where nobody is left to tell it again.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Limits that are this process's alone.
 pub(super) struct ProcessLimits {
@@ -31,6 +35,8 @@ impl ProcessLimits {
 pub(super) struct Captive {
     child: Child,
     signalled: bool,
+    /// When it is killed, since its parent's parent has ended.
+    last: Option<Instant>,
 }
 
 /// Starts the command, if there is one.
@@ -56,7 +62,7 @@ pub(super) fn start(
         Ok(child) => {
             // A child that has ended already needs no limits.
             let _ = child.id().map(|pid| limits.restore(pid));
-            Ok(Some(Captive { child, signalled: false }))
+            Ok(Some(Captive { child, signalled: false, last: None }))
         }
         Err(error) => {
             output::note(format!("error: cannot run {program:?}: {error}"));
@@ -70,14 +76,26 @@ pub(super) fn start(
 impl Captive {
     /// Waits for the command's end.
     pub(super) async fn end(&mut self) -> Ended {
-        match self.child.wait().await {
-            Ok(status) => Ended { reason: format!("command ended: {status}"), code: code_of(status) },
+        let status = match self.last {
+            None => self.child.wait().await,
+            Some(last) => match timeout_at(last, self.child.wait()).await {
+                Ok(status) => status,
+                Err(_) => {
+                    Signal::Kill.send(self.child.id());
+                    self.child.wait().await
+                }
+            },
+        };
+        let why =
+            if self.last.is_some() { "parent process ended, then the command" } else { "command ended" };
+        match status {
+            Ok(status) => Ended { reason: format!("{why}: {status}"), code: code_of(status) },
             Err(error) => Ended { reason: format!("command lost: {error}"), code: ExitCode::FAILURE },
         }
     }
 
     /// Passes a signal on to the command, unless it is a terminal's, which reaches the command by itself; the
-    /// second one kills it.
+    /// second one kills it, and so does time after the parent's end.
     pub(super) fn signal(&mut self, signal: Signal) {
         let by_terminal = signal == Signal::Interrupt && io::stdin().is_terminal();
         if self.signalled {
@@ -86,6 +104,9 @@ impl Captive {
             signal.send(self.child.id());
         }
         self.signalled = true;
+        if signal == Signal::ParentEnded {
+            self.last.get_or_insert(Instant::now() + PATIENCE);
+        }
     }
 }
 

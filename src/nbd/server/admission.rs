@@ -98,6 +98,7 @@ pub(super) struct Admission {
     full: Seldom,
     forbidden: Seldom,
     crowded: Seldom,
+    displaced: Seldom,
     failed: Seldom,
 }
 
@@ -139,6 +140,7 @@ impl Admission {
             full: Seldom::default(),
             forbidden: Seldom::default(),
             crowded: Seldom::default(),
+            displaced: Seldom::default(),
             failed: Seldom::default(),
         }
     }
@@ -189,12 +191,14 @@ impl Admission {
     }
 
     fn seat(&self, peer: Peer) -> Option<Seat> {
-        let (seat, what) = match self.seats.take(peer, self.per_peer) {
+        let (seat, what, seldom) = match self.seats.take(peer, self.per_peer) {
             Got::Free(seat) => return Some(seat),
-            Got::Displaced(seat) => (Some(seat), "a new one takes the place of the oldest in its handshake"),
-            Got::Nothing => (None, "a new one was closed"),
+            Got::Displaced(seat) => {
+                (Some(seat), "a new one takes the place of the oldest in its handshake", &self.displaced)
+            }
+            Got::Nothing => (None, "a new one was closed", &self.crowded),
         };
-        if let Some(unsaid) = self.crowded.say() {
+        if let Some(unsaid) = seldom.say() {
             let most = self.per_peer;
             tracing::warn!(
                 unsaid,

@@ -57,8 +57,8 @@ pub(super) enum Seen {
     Stuck(usize),
     /// Requests are in flight, but none has come since the last [`Look::Window`].
     Quiet,
-    /// No request is in flight; with [`Look::Window`], none has come since the last one either, and all threads
-    /// but the one that waits for one are sent home.
+    /// No request is in flight, and none has come since the last look, with [`Look::Window`] since the last one of
+    /// these; then all threads but the one that waits for a request are sent home.
     Idle,
 }
 
@@ -159,7 +159,8 @@ impl<T> Crew<T> {
                 _ => Seen::Busy,
             };
         }
-        if at_work == 0 {
+        // A request that has come and gone since the last look may have left threads that are not needed.
+        if at_work == 0 && glance == state.passes {
             return Seen::Idle;
         }
         if receives || state.waiting > 0 || glance != state.passes {
@@ -362,6 +363,10 @@ mod tests {
             assert_eq!(crew.look(Look::Window), Seen::Idle);
             until(|| left.load(Ordering::SeqCst) == 19);
             assert_eq!(crew.threads(), 1);
+            // One has come and gone, and may have brought a thread: whoever stops looking now leaves it here.
+            crew.state().passes += 1;
+            assert_eq!(crew.look(Look::Glance), Seen::Busy);
+            assert_eq!(crew.look(Look::Glance), Seen::Idle);
             drop(turn);
         });
     }
