@@ -19,6 +19,25 @@ pub trait BlockDevice: Send + Sync {
     /// A [`BlockError`]; what `buffer` and `extents` hold is then unspecified.
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError>;
 
+    /// As [`BlockDevice::read`], if that need not wait for anything: false, and nothing done, if it might.
+    ///
+    /// # Errors
+    /// A [`BlockError`].
+    fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
+        let _ = (offset, buffer, extents);
+        Ok(false)
+    }
+
+    /// As [`BlockDevice::write`] without `durable`, if that need not wait for anything: false, and `data` as it was,
+    /// if it might.
+    ///
+    /// # Errors
+    /// A [`BlockError`].
+    fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
+        let _ = (offset, data);
+        Ok(false)
+    }
+
     /// Appends to `extents` what the range consists of, from its start: at least one extent, at most `most`
     /// of them, so that the last one may end before the range does. What is not known to be a hole is data.
     ///

@@ -24,6 +24,17 @@ pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset`. What was never written, or discarded, reads as zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
+    /// As [`Store::read`], if that need not wait for the medium: false, and `buffer` unspecified, if it might.
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        let _ = (offset, buffer);
+        Ok(false)
+    }
+
+    /// True if [`Store::write`] never waits for a medium.
+    fn writes_at_once(&self) -> bool {
+        false
+    }
+
     /// Appends to `extents` what `range` consists of, from its start, and at least one byte of it: at most `most`
     /// holes, each with the data that follows it. Their borders may lie anywhere. What is not known to be a hole is
     /// data; what is one reads as zeros, and so does not hold what a completed write left there.

@@ -144,6 +144,14 @@ impl EncryptedVolume {
         self.region(offset).read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lock of whole sectors in one region, if nobody has to be waited for.
+    fn shared_now(&self, offset: u64, length: usize) -> Option<RwLockReadGuard<'_, ()>> {
+        let range = self.range(offset, length as u64);
+        let whole = range.split(self.sector).body == range;
+        let within = offset / REGION == (offset + length as u64).saturating_sub(1) / REGION;
+        if whole && within { self.region(offset).try_read().ok() } else { None }
+    }
+
     fn alone(&self, offset: u64) -> RwLockWriteGuard<'_, ()> {
         self.region(offset).write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,6 +292,26 @@ impl BlockDevice for EncryptedVolume {
         self.read_part(head, first, extents)?;
         self.read_sectors(body, middle, extents)?;
         self.read_part(tail, last, extents)
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
+        let Some(_shared) = self.shared_now(offset, buffer.len()) else { return Ok(false) };
+        if !self.store.read_now(offset, buffer)? {
+            return Ok(false);
+        }
+        self.decipher(offset, buffer, extents);
+        Ok(true)
+    }
+
+    fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
+        if !self.store.writes_at_once() || self.is_frozen() {
+            return Ok(false);
+        }
+        let Some(_shared) = self.shared_now(offset, data.len()) else { return Ok(false) };
+        self.cipher.encrypt(self.sector.number(offset), data);
+        self.store.write(offset, data)?;
+        self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(true)
     }
 
     // No lock: what a completed write left is data for the store, and what a write under way will leave may be either.

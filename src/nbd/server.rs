@@ -20,6 +20,7 @@ pub mod fuzz;
 mod handover;
 mod handshake;
 mod incoming;
+mod inline;
 mod link;
 mod listen;
 mod overseer;

@@ -1,13 +1,13 @@
 //! [`Store`] over a file descriptor.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
-use rustix::io::Errno;
+use rustix::fs::{Advice, FallocateFlags, FsWord, SeekFrom, fadvise, fallocate, fstatfs, seek};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::Store;
 use crate::block::Extents;
@@ -18,18 +18,22 @@ const MOST_PREFETCHED: u64 = 64 << 20;
 /// Bytes a call: more than a read-ahead window is ignored (Linux, mm/readahead.c, `force_page_cache_ra`), and this is
 /// the usual one.
 const WINDOW: u64 = 128 << 10;
+/// `TMPFS_MAGIC` (statfs(2)): files that lie in memory, those of memfd_create(2) included.
+const IN_MEMORY: FsWord = 0x0102_1994;
 
 /// A file, a block device or a file in memory.
 pub struct FileStore {
     file: File,
     /// Set by the first attempt that the file or its file system refuses.
     cannot_punch: AtomicBool,
+    in_memory: bool,
 }
 
 impl FileStore {
     /// Takes over `file`, which is open for reading and writing and long enough.
     pub fn new(file: File) -> Self {
-        Self { file, cannot_punch: AtomicBool::new(false) }
+        let in_memory = fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
+        Self { file, cannot_punch: AtomicBool::new(false), in_memory }
     }
 
     /// The first byte from `at` on that is not in a hole; `end` if that is further.
@@ -73,6 +77,23 @@ impl FileStore {
 impl Store for FileStore {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        if self.in_memory {
+            return self.read(offset, buffer).map(|()| true);
+        }
+        let length = buffer.len();
+        match preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
+            // Fewer, if the page cache has only the beginning.
+            Ok(read) => Ok(read == length),
+            Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn writes_at_once(&self) -> bool {
+        self.in_memory
     }
 
     fn extents(&self, range: ByteRange, most: usize, extents: &mut Extents) -> io::Result<()> {

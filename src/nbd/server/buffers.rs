@@ -85,8 +85,7 @@ impl Pool {
     ///
     /// One thread at a time may call this, and no thread that has a buffer already.
     pub(super) fn borrow(&self, length: usize) -> Buffer<'_> {
-        debug_assert!(length <= PIECE);
-        let class = SIZES.iter().position(|size| length <= *size).unwrap_or(SIZES.len() - 1);
+        let class = class(length);
         let mut shelf = self.shelf();
         let bytes = loop {
             if let Some(bytes) = shelf.free[class].pop() {
@@ -102,6 +101,21 @@ impl Pool {
             }
         };
         Buffer { pool: self, class, bytes, length }
+    }
+
+    /// The same, if nobody has to be waited for; also for a thread that has buffers.
+    pub(super) fn borrow_now(&self, length: usize) -> Option<Buffer<'_>> {
+        let class = class(length);
+        let mut shelf = self.shelf();
+        let bytes = match shelf.free[class].pop() {
+            Some(bytes) => bytes,
+            None if self.charge(&mut shelf, SIZES[class]) => {
+                drop(shelf);
+                Zeroizing::new(vec![0; SIZES[class]].into_boxed_slice())
+            }
+            None => return None,
+        };
+        Some(Buffer { pool: self, class, bytes, length })
     }
 
     /// Frees what nobody uses, but for one buffer at most.
@@ -150,6 +164,12 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.drop_free(&mut self.shelf(), 0);
     }
+}
+
+/// The place in [`SIZES`] of the smallest buffer that has `length` bytes.
+fn class(length: usize) -> usize {
+    debug_assert!(length <= PIECE);
+    SIZES.iter().position(|size| length <= *size).unwrap_or(SIZES.len() - 1)
 }
 
 /// Bytes that count against the allowance.

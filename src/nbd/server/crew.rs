@@ -176,6 +176,11 @@ impl<T> Turn<'_, T> {
         self.hand_back()
     }
 
+    /// Keeps it, having served a request with it.
+    pub(super) fn keep(&self) {
+        self.crew.state().passes += 1;
+    }
+
     fn hand_back(&mut self) -> bool {
         let Some(held) = self.held.take() else { return false };
         let mut state = self.crew.state();

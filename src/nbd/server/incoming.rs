@@ -1,6 +1,7 @@
 //! The reading side of a connection: reads ahead, and stops between two requests when it is asked to.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, IoSliceMut, Read};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +65,11 @@ pub(super) enum Next {
 
 /// Everything that a client sends in transmission.
 pub(super) struct Incoming {
-    stream: BufReader<Half>,
+    link: Arc<Link>,
+    /// What is read into ahead of its time.
+    ahead: Box<[u8]>,
+    /// The part of it that has been read and not been used.
+    unused: Range<usize>,
     pause: Option<Arc<Pause>>,
 }
 
@@ -74,38 +79,84 @@ impl Incoming {
     /// the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
-        Self { stream: BufReader::with_capacity(READ_AHEAD, Half(link)), pause }
+        Self { link, ahead: vec![0; READ_AHEAD].into(), unused: 0..0, pause }
     }
 
     /// Waits where a request may begin.
     pub(super) fn next(&mut self) -> io::Result<Next> {
+        if !self.unused.is_empty() {
+            return Ok(Next::Request);
+        }
         if let Some(pause) = &self.pause
-            && self.stream.buffer().is_empty()
-            && pause.comes_first(&self.stream.get_ref().0)?
+            && pause.comes_first(&self.link)?
         {
             return Ok(Next::Pause);
         }
-        Ok(if self.stream.fill_buf()?.is_empty() { Next::End } else { Next::Request })
+        let length = retry(|| (&*self.link).read(&mut self.ahead))?;
+        self.unused = 0..length;
+        Ok(if length == 0 { Next::End } else { Next::Request })
+    }
+
+    /// Waits for more than what is here; false at the end of the stream, and once a pause is asked for. There must be
+    /// room for more.
+    pub(super) fn more(&mut self) -> io::Result<bool> {
+        if self.pause.as_ref().is_some_and(|pause| pause.is_asked()) {
+            return Ok(false);
+        }
+        let here = self.unused.len();
+        self.ahead.copy_within(self.unused.clone(), 0);
+        self.unused = 0..here;
+        let length = retry(|| (&*self.link).read(&mut self.ahead[here..]))?;
+        self.unused.end += length;
+        Ok(length > 0)
+    }
+
+    /// What has been read ahead.
+    pub(super) fn here(&self) -> &[u8] {
+        &self.ahead[self.unused.clone()]
+    }
+
+    /// The next `length` bytes, all of which are here, to be used where they are.
+    pub(super) fn at_here(&mut self, length: usize) -> &mut [u8] {
+        &mut self.ahead[self.unused.start..self.unused.start + length]
+    }
+
+    /// They have been used.
+    pub(super) fn use_here(&mut self, length: usize) {
+        self.unused.start += length;
     }
 
     /// Fills `bytes` with the next part of a request. Reads ahead no more once a pause is asked for.
     pub(super) fn take(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        if !self.pause.as_ref().is_some_and(|pause| pause.is_asked()) {
-            return self.stream.read_exact(bytes);
+        let here = self.unused.len().min(bytes.len());
+        let (now, mut missing) = bytes.split_at_mut(here);
+        now.copy_from_slice(self.at_here(here));
+        self.use_here(here);
+        while !missing.is_empty() {
+            let length = if self.pause.as_ref().is_some_and(|pause| pause.is_asked()) {
+                retry(|| (&*self.link).read(missing))?
+            } else {
+                // What follows comes in with the same call, as far as it is there.
+                let slices = &mut [IoSliceMut::new(missing), IoSliceMut::new(&mut self.ahead)];
+                retry(|| (&*self.link).read_vectored(slices))?
+            };
+            let (now, beyond) = (length.min(missing.len()), length.saturating_sub(missing.len()));
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            missing = &mut missing[now..];
+            self.unused = 0..beyond;
         }
-        let there = self.stream.buffer().len().min(bytes.len());
-        let (there, missing) = bytes.split_at_mut(there);
-        self.stream.read_exact(there)?;
-        self.stream.get_mut().read_exact(missing)
+        Ok(())
     }
 }
 
-/// The reading side of the shared link.
-struct Half(Arc<Link>);
-
-impl Read for Half {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*self.0).read(buffer)
+fn retry(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 
@@ -152,7 +203,7 @@ mod tests {
                         break;
                     }
                     Next::Pause => {
-                        prop_assert!(incoming.stream.buffer().is_empty());
+                        prop_assert!(incoming.here().is_empty());
                         prop_assert_eq!(&taken, &messages(&lengths[..number]));
                         break;
                     }
@@ -161,13 +212,13 @@ mod tests {
                 incoming.take(&mut head).unwrap();
                 if number == pause_after {
                     pause.ask().unwrap();
-                    ahead = incoming.stream.buffer().len();
+                    ahead = incoming.here().len();
                 }
                 let mut body = vec![0; u16::from_be_bytes(head).into()];
                 incoming.take(&mut body).unwrap();
                 taken.extend([&head[..], &body].concat());
                 if number >= pause_after {
-                    let now = incoming.stream.buffer().len();
+                    let now = incoming.here().len();
                     prop_assert!(now <= ahead, "reads ahead after a pause was asked for");
                     ahead = now;
                 }

@@ -1,6 +1,6 @@
 //! What a client in transmission is reached by: several threads read from it and write to it, in turns.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 
@@ -26,6 +26,17 @@ impl Link {
     /// Whether a successor can go on with it, by [`Link::into_socket`].
     pub(super) fn can_be_handed_over(&self) -> bool {
         matches!(self, Self::Plain(_))
+    }
+
+    /// Sends what there is room for just now; nothing under TLS, which may have to wait in the middle of a record.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if that is nothing.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.send_now(bytes),
+            Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Ends one or both directions, also for a thread that waits in a read or a write.
@@ -54,6 +65,13 @@ impl Read for &Link {
         match *self {
             Link::Plain(socket) => { socket }.read(buffer),
             Link::Tls(socket) => { &**socket }.read(buffer),
+        }
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match *self {
+            Link::Plain(socket) => { socket }.read_vectored(buffers),
+            Link::Tls(socket) => { &**socket }.read_vectored(buffers),
         }
     }
 }

@@ -53,7 +53,69 @@ impl Receiver {
         self.state == State::Paused
     }
 
-    /// Waits for a request and for its payload; `None` when there will be no more.
+    /// Waits for a request, or its first bytes; false when there will be no more.
+    ///
+    /// # Errors
+    /// A [`Hangup`] if there will be no more for a reason that is not the client's wish.
+    pub(super) fn wait(&mut self) -> Result<bool, Hangup> {
+        if self.state != State::Open {
+            return Ok(false);
+        }
+        self.state = State::Over;
+        let next = self.incoming.next()?;
+        self.state = match next {
+            Next::Request => State::Open,
+            Next::End => State::Over,
+            Next::Pause => State::Paused,
+        };
+        Ok(self.state == State::Open)
+    }
+
+    /// Waits for more of a small request of which a part is here; false if there will be none, or not for now.
+    ///
+    /// # Errors
+    /// A [`Hangup`] where the connection has to end.
+    pub(super) fn more(&mut self) -> Result<bool, Hangup> {
+        let open = std::mem::replace(&mut self.state, State::Over);
+        let more = self.incoming.more()?;
+        self.state = open;
+        Ok(more)
+    }
+
+    /// True if some of a request is here, and less than its header.
+    pub(super) fn has_half_a_header(&self) -> bool {
+        let header = if self.replies == Replies::Extended { EXTENDED_REQUEST_LENGTH } else { REQUEST_LENGTH };
+        (1..header).contains(&self.here())
+    }
+
+    /// The next request and how long its header is, if the header is here.
+    pub(super) fn peek(&self) -> Option<(Request, usize)> {
+        let here = self.incoming.here();
+        let request = if self.replies == Replies::Extended {
+            Request::decode_extended(here.first_chunk()?)
+        } else {
+            Request::decode(here.first_chunk()?)
+        };
+        let length = if self.replies == Replies::Extended { EXTENDED_REQUEST_LENGTH } else { REQUEST_LENGTH };
+        request.ok().map(|request| (request, length))
+    }
+
+    /// Bytes that are here.
+    pub(super) fn here(&self) -> usize {
+        self.incoming.here().len()
+    }
+
+    /// The next `length` bytes, all of which are here.
+    pub(super) fn at_here(&mut self, length: usize) -> &mut [u8] {
+        self.incoming.at_here(length)
+    }
+
+    /// They have been used.
+    pub(super) fn use_here(&mut self, length: usize) {
+        self.incoming.use_here(length);
+    }
+
+    /// Takes a request and waits for its payload; `None` when there will be no more.
     ///
     /// # Errors
     /// A [`Hangup`] if there will be no more for a reason that is not the client's wish.
@@ -61,9 +123,6 @@ impl Receiver {
         &mut self,
         connection: &'a Connection,
     ) -> Result<Option<(Request, Job<'a>)>, Hangup> {
-        if self.state != State::Open {
-            return Ok(None);
-        }
         // Whoever fails here, or is told of the end, has met it for all threads.
         self.state = State::Over;
         let Some(mut request) = self.header()? else { return Ok(None) };
@@ -81,16 +140,8 @@ impl Receiver {
         Ok(Some((request, job)))
     }
 
-    /// The next request's header; `None` at the stream's orderly end, after NBD_CMD_DISC, and in a pause.
+    /// The next request's header; `None` for NBD_CMD_DISC.
     fn header(&mut self) -> Result<Option<Request>, Hangup> {
-        match self.incoming.next()? {
-            Next::Request => {}
-            Next::End => return Ok(None),
-            Next::Pause => {
-                self.state = State::Paused;
-                return Ok(None);
-            }
-        }
         let request = if self.replies == Replies::Extended {
             let mut header = [0; EXTENDED_REQUEST_LENGTH];
             self.incoming.take(&mut header)?;

@@ -6,9 +6,13 @@
 //! all does not compile either, except where the connection ends for it ([`Hangup`]). A pending request that is
 //! dropped all the same, by a panic, ends its connection, so that its client does not wait for ever.
 
+mod gathered;
+
 use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(super) use gathered::Gathered;
 
 use super::Replies;
 use super::link::Link;
@@ -80,6 +84,27 @@ impl Outgoing {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A reply that says nothing but whether the request succeeded.
+    fn outcome(&self, request: &Request, result: Result<(), NbdError>) -> Head {
+        match (result, self.replies) {
+            (_, Replies::Simple) => simple_reply(request.cookie, result),
+            (Err(error), _) => self.chunk(request, Content::Error(error), true),
+            // Simple replies are legal for all that returns no data, and shorter.
+            (Ok(()), Replies::Structured) if request.command != Command::READ => {
+                simple_reply(request.cookie, result)
+            }
+            (Ok(()), _) => self.chunk(request, Content::None, true),
+        }
+    }
+
+    fn chunk(&self, request: &Request, content: Content, last: bool) -> Head {
+        let chunk = Chunk { cookie: request.cookie, offset: request.offset, last, content };
+        match self.replies {
+            Replies::Extended => chunk.encode_extended(),
+            Replies::Structured | Replies::Simple => chunk.encode(),
+        }
+    }
+
     /// Writes all of both; the caller has the turn.
     fn write(&self, head: &[u8], data: &[u8]) -> io::Result<()> {
         let mut slices = &mut [IoSlice::new(head), IoSlice::new(data)][..];
@@ -113,16 +138,10 @@ impl<'a> Pending<'a> {
     }
 
     /// Answers a request that returns nothing but whether it succeeded.
-    pub(super) fn finish(self, result: Result<(), NbdError>) -> Result<Answered, Hangup> {
-        match (result, self.outgoing.replies) {
-            (_, Replies::Simple) => self.finish_simple(result, &[]),
-            (Err(error), _) => self.finish_chunk(Content::Error(error), &[]),
-            // Simple replies are legal for all that returns no data, and shorter.
-            (Ok(()), Replies::Structured) if self.request.command != Command::READ => {
-                self.finish_simple(result, &[])
-            }
-            (Ok(()), _) => self.finish_chunk(Content::None, &[]),
-        }
+    pub(super) fn finish(mut self, result: Result<(), NbdError>) -> Result<Answered, Hangup> {
+        let head = self.outgoing.outcome(&self.request, result);
+        self.send(&head, &[])?;
+        Ok(self.answered())
     }
 
     /// Answers NBD_CMD_BLOCK_STATUS with at least one extent; `room` is for [`DESCRIPTOR`] bytes of each.
@@ -166,24 +185,15 @@ impl<'a> Pending<'a> {
 
     /// Sends a chunk that others follow. `data` is what its content announces.
     pub(super) fn chunk(&mut self, content: Content, data: &[u8]) -> Result<(), Hangup> {
-        let head = self.head(content, false);
+        let head = self.outgoing.chunk(&self.request, content, false);
         self.send(&head, data)
     }
 
     /// Sends the last chunk.
     pub(super) fn finish_chunk(mut self, content: Content, data: &[u8]) -> Result<Answered, Hangup> {
-        let head = self.head(content, true);
+        let head = self.outgoing.chunk(&self.request, content, true);
         self.send(&head, data)?;
         Ok(self.answered())
-    }
-
-    fn head(&self, content: Content, last: bool) -> Head {
-        let Request { cookie, offset, .. } = self.request;
-        let chunk = Chunk { cookie, offset, last, content };
-        match self.outgoing.replies {
-            Replies::Extended => chunk.encode_extended(),
-            Replies::Structured | Replies::Simple => chunk.encode(),
-        }
     }
 
     fn send(&mut self, head: &Head, data: &[u8]) -> Result<(), Hangup> {

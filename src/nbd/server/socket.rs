@@ -1,11 +1,12 @@
 //! A client's stream: asynchronous while it haggles, blocking while it transmits.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// An accepted stream. One of a vsock is held as a Unix stream: once connected, the kernel takes the same calls for both.
@@ -73,6 +74,14 @@ impl Socket {
         either!(self, stream => stream.as_fd())
     }
 
+    /// Sends what there is room for just now.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if that is nothing.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::net::send(self.as_fd(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    }
+
     /// Ends one or both directions, also for a thread that waits in a read or a write.
     pub(super) fn shutdown(&self, how: Shutdown) {
         // The peer may have gone first; there is nothing left to end then.
@@ -94,6 +103,13 @@ impl Read for &Socket {
         match *self {
             Socket::Unix(stream) => (&*stream).read(buffer),
             Socket::Tcp(stream) => (&*stream).read(buffer),
+        }
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match *self {
+            Socket::Unix(stream) => (&*stream).read_vectored(buffers),
+            Socket::Tcp(stream) => (&*stream).read_vectored(buffers),
         }
     }
 }

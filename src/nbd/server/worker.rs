@@ -3,9 +3,10 @@
 use super::buffers::Buffer;
 use super::connection::Connection;
 use super::crew::Turn;
+use super::inline;
 use super::read;
 use super::receiver::{Job, Receiver};
-use super::reply::{Answered, DESCRIPTOR, Hangup, Pending};
+use super::reply::{Answered, DESCRIPTOR, Gathered, Hangup, Pending};
 use super::request::{nbd_error, perform};
 use crate::block::{BlockDevice, Extents};
 use crate::nbd::wire::CommandFlags;
@@ -15,6 +16,12 @@ pub(super) struct Worker<'a> {
     device: &'a dyn BlockDevice,
     /// Of the request in hand; kept for the memory it has.
     extents: Extents,
+}
+
+/// What a thread does without the turn.
+enum Task<'a> {
+    Serve(Pending<'a>, Job<'a>),
+    Send(Gathered<'a>),
 }
 
 /// Why a thread ends.
@@ -38,8 +45,8 @@ impl<'a> Worker<'a> {
                 // What was read ahead of a client that is gone is not worth serving.
                 return End::Over;
             }
-            let (pending, job) = match self.receive(turn, &recruit) {
-                Ok(Some(received)) => received,
+            let task = match self.receive(turn, &recruit) {
+                Ok(Some(task)) => task,
                 Ok(None) => return End::Over,
                 Err(hangup) => {
                     // No more requests; those that others are serving are still to be answered.
@@ -47,7 +54,11 @@ impl<'a> Worker<'a> {
                     return End::Over;
                 }
             };
-            match self.serve(pending, job) {
+            let answered = match task {
+                Task::Serve(pending, job) => self.serve(pending, job),
+                Task::Send(gathered) => gathered.send(),
+            };
+            match answered {
                 Ok(Answered { .. }) => {}
                 Err(hangup) => {
                     tracing::debug!(reason = %hangup, "connection ends");
@@ -59,17 +70,38 @@ impl<'a> Worker<'a> {
         End::Dismissed
     }
 
+    /// Serves small requests for as long as it can with the turn in hand, and returns with what is to be done
+    /// without it; `None` when there is nothing more to do.
     fn receive(
-        &self,
+        &mut self,
         mut turn: Turn<'_, Receiver>,
         recruit: impl Fn(),
-    ) -> Result<Option<(Pending<'a>, Job<'a>)>, Hangup> {
-        let Some((request, job)) = turn.receive(self.connection)? else { return Ok(None) };
-        if turn.pass() {
-            recruit();
+    ) -> Result<Option<Task<'a>>, Hangup> {
+        while turn.wait()? {
+            while inline::is_half_here(&turn) && turn.more()? {}
+            self.connection.overseer().stir();
+            let task = match inline::serve(&mut turn, self.connection, &mut self.extents) {
+                // Others can go on with those, while these are sent.
+                Some(gathered) if inline::is_here(&turn) => Task::Send(gathered),
+                Some(gathered) => match gathered.send_now().inspect_err(|_| self.connection.cut())? {
+                    Ok(Answered { .. }) => {
+                        turn.keep();
+                        continue;
+                    }
+                    Err(rest) => Task::Send(rest),
+                },
+                None => {
+                    let Some((request, job)) = turn.receive(self.connection)? else { return Ok(None) };
+                    Task::Serve(Pending::new(request, self.connection.outgoing()), job)
+                }
+            };
+            if turn.pass() {
+                recruit();
+            }
+            self.connection.overseer().stir();
+            return Ok(Some(task));
         }
-        self.connection.overseer().stir();
-        Ok(Some((Pending::new(request, self.connection.outgoing()), job)))
+        Ok(None)
     }
 
     fn serve(&mut self, pending: Pending<'_>, job: Job<'_>) -> Result<Answered, Hangup> {

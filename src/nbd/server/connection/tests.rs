@@ -139,6 +139,51 @@ fn every_command_is_served_in_every_form() {
 }
 
 #[test]
+fn small_requests_that_come_together_are_served_by_one_thread_in_their_order() {
+    for form in FORMS {
+        let server = Server::start();
+        let mut client = server.attach(form);
+        let peer = &mut client.peer;
+        let block = BLOCK as u64;
+        let payload = if form == Replies::Extended { PAYLOAD_LEN } else { 0 };
+        let (mut all, mut asked) = (Vec::new(), Vec::new());
+        let mut ask = |peer: &mut Peer, command, flags, offset, length, data: &[u8]| {
+            let (cookie, bytes) = peer.request(command, flags, offset, length);
+            all.extend([&bytes, data].concat());
+            asked.push(cookie);
+        };
+        for number in 0..40 {
+            let data = pattern(BLOCK, number);
+            ask(peer, Command::WRITE, payload, number as u64 * block, block, &data);
+            ask(peer, Command::READ, 0, number as u64 * block, block, &[]);
+        }
+        ask(peer, Command::READ, 0, 50 * block, block, &[]);
+        ask(peer, Command::READ, 0, 39 * block + 100, block, &[]);
+        server.device.bad.store(60 * block, Ordering::SeqCst);
+        ask(peer, Command::WRITE, payload, 60 * block, 1, &[7]);
+        peer.stream.write_all(&all).unwrap();
+        for (number, cookie) in asked.iter().enumerate() {
+            let reply = peer.reply();
+            assert_eq!(reply.cookie, *cookie, "{form:?}: answered in the order of the requests");
+            match number {
+                80 if form != Replies::Simple => assert!(matches!(reply.parts[..], [Part::Hole(..)])),
+                80 => assert_eq!(reply.data(50 * block, BLOCK), vec![0; BLOCK]),
+                81 => {
+                    assert_eq!(reply.data(39 * block + 100, BLOCK)[..BLOCK - 100], pattern(BLOCK, 39)[100..]);
+                }
+                82 => assert_eq!(reply.error(), 5),
+                _ if number % 2 == 0 => assert_eq!(reply.error(), 0),
+                _ => {
+                    let written = number / 2;
+                    assert!(reply.data((written * BLOCK) as u64, BLOCK) == pattern(BLOCK, written));
+                }
+            }
+        }
+        client.await_threads(|threads| threads <= 2);
+    }
+}
+
+#[test]
 fn holes_are_told_instead_of_sent() {
     for form in [Replies::Structured, Replies::Extended] {
         let server = Server::start();

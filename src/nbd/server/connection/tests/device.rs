@@ -115,6 +115,17 @@ impl BlockDevice for Device {
         if length > 0 { self.status(offset, length, usize::MAX, extents) } else { Ok(()) }
     }
 
+    fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
+        if self.gate.lock().unwrap().closed {
+            return Ok(false);
+        }
+        self.read(offset, buffer, extents).map(|()| true)
+    }
+
+    fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
+        self.write(offset, data, false).map(|()| true)
+    }
+
     fn status(&self, offset: u64, length: u64, most: usize, extents: &mut Extents) -> Result<(), BlockError> {
         self.check(offset, length)?;
         let contents = self.contents.lock().unwrap();
