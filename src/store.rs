@@ -24,7 +24,8 @@ pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset`. What was never written, or discarded, reads as zeros.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// As [`Store::read`], if that need not wait for the medium: false, and `buffer` unspecified, if it might.
+    /// As [`Store::read`], if that need not wait for the medium: false, and `buffer` unspecified, if it might. What
+    /// was swapped out of memory is waited for all the same.
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         let _ = (offset, buffer);
         Ok(false)

@@ -16,7 +16,7 @@ mod holes;
 mod scratch;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +149,14 @@ impl EncryptedVolume {
         let range = self.range(offset, length as u64);
         let whole = range.split(self.sector).body == range;
         let within = offset / REGION == (offset + length as u64).saturating_sub(1) / REGION;
-        if whole && within { self.region(offset).try_read().ok() } else { None }
+        if !(whole && within) {
+            return None;
+        }
+        match self.region(offset).try_read() {
+            Ok(shared) => Some(shared),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn alone(&self, offset: u64) -> RwLockWriteGuard<'_, ()> {

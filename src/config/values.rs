@@ -242,10 +242,8 @@ fn is_host(text: &str) -> bool {
 
 /// Whether it can be meant as several names only. A common name may have a comma, as in "Doe, Jane".
 fn is_list(text: &str) -> bool {
-    let is_name = |part: &str| part.contains(['.', '@', ':']) && !part.contains(' ');
-    let mut rest = text.split(',').skip(1);
-    rest.any(|part| !part.starts_with(' '))
-        || text.contains(',') && text.split(',').all(|part| is_name(part.trim()))
+    let is_name = |part: &str| part.contains(['.', '@']) && !part.contains([' ', '/']);
+    text.contains(',') && text.split(',').all(|part| is_name(part.trim()))
 }
 
 /// A list of one or more names: an empty one would switch off what it seems to make strict.

@@ -26,14 +26,18 @@ pub struct FileStore {
     file: File,
     /// Set by the first attempt that the file or its file system refuses.
     cannot_punch: AtomicBool,
+    /// Set by the first attempt to read without waiting that it refuses.
+    cannot_tell: AtomicBool,
     in_memory: bool,
 }
 
 impl FileStore {
     /// Takes over `file`, which is open for reading and writing and long enough.
     pub fn new(file: File) -> Self {
-        let in_memory = fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
-        Self { file, cannot_punch: AtomicBool::new(false), in_memory }
+        // Of a device's node, it would be told where the node is.
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let in_memory = is_file && fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
+        Self { file, cannot_punch: AtomicBool::new(false), cannot_tell: AtomicBool::new(false), in_memory }
     }
 
     /// The first byte from `at` on that is not in a hole; `end` if that is further.
@@ -84,10 +88,17 @@ impl Store for FileStore {
             return self.read(offset, buffer).map(|()| true);
         }
         let length = buffer.len();
+        if self.cannot_tell.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         match preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
             // Fewer, if the page cache has only the beginning.
             Ok(read) => Ok(read == length),
-            Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP) => Ok(false),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(Errno::OPNOTSUPP) => {
+                self.cannot_tell.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -181,6 +192,18 @@ mod tests {
             let zeros = 4096..304_096;
             assert!(all.iter().enumerate().all(|(i, byte)| *byte == if zeros.contains(&i) { 0 } else { 7 }));
         }
+    }
+
+    #[test]
+    fn what_is_in_memory_is_read_now_and_a_device_whose_node_is_there_is_not() {
+        let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let store = FileStore::new(memory.into());
+        store.write(0, b"data").unwrap();
+        let mut data = [0; 4];
+        assert!(store.read_now(0, &mut data).unwrap() && store.writes_at_once());
+        assert_eq!(&data, b"data");
+        assert_eq!(store.read_now(1, &mut data).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(!FileStore::new(File::open("/dev/zero").unwrap()).writes_at_once());
     }
 
     fn space_taken(store: &FileStore) -> u64 {

@@ -98,7 +98,8 @@ impl Captive {
     /// second one kills it, and so does time after the parent's end.
     pub(super) fn signal(&mut self, signal: Signal) {
         let by_terminal = signal == Signal::Interrupt && io::stdin().is_terminal();
-        if self.signalled {
+        // The parent's end may come of the same Ctrl-C that the command is just ending for.
+        if self.signalled && signal != Signal::ParentEnded {
             Signal::Kill.send(self.child.id());
         } else if !by_terminal {
             signal.send(self.child.id());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use zeroize::Zeroizing;
 
 use super::link::Link;
 
@@ -67,7 +68,7 @@ pub(super) enum Next {
 pub(super) struct Incoming {
     link: Arc<Link>,
     /// What is read into ahead of its time.
-    ahead: Box<[u8]>,
+    ahead: Zeroizing<Box<[u8]>>,
     /// The part of it that has been read and not been used.
     unused: Range<usize>,
     pause: Option<Arc<Pause>>,
@@ -79,7 +80,7 @@ impl Incoming {
     /// the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
-        Self { link, ahead: vec![0; READ_AHEAD].into(), unused: 0..0, pause }
+        Self { link, ahead: Zeroizing::new(vec![0; READ_AHEAD].into()), unused: 0..0, pause }
     }
 
     /// Waits where a request may begin.

@@ -44,11 +44,13 @@ pub(super) fn serve<'a>(
     // Without memory for it, a request waits its turn like all others.
     let room: Buffer<'a> = connection.pool().borrow_now(TOGETHER)?;
     let mut gathered = Gathered::new(connection.outgoing(), room);
-    while is_here(receiver)
-        && let Some((request, header)) = receiver.peek()
-        && let Some(payload) = payload(&request)
-        && serve_one(receiver, connection, &request, header + payload, &mut gathered, extents)
-    {}
+    receiver.during(|receiver| {
+        while is_here(receiver)
+            && let Some((request, header)) = receiver.peek()
+            && let Some(payload) = payload(&request)
+            && serve_one(receiver, connection, &request, header + payload, &mut gathered, extents)
+        {}
+    });
     if gathered.is_empty() { None } else { Some(gathered) }
 }
 

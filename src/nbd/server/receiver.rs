@@ -105,6 +105,14 @@ impl Receiver {
         self.incoming.here().len()
     }
 
+    /// Calls `serve`, which may leave what is here half changed if it panics: then nobody else gets to see it.
+    pub(super) fn during<R>(&mut self, serve: impl FnOnce(&mut Self) -> R) -> R {
+        let open = std::mem::replace(&mut self.state, State::Over);
+        let result = serve(self);
+        self.state = open;
+        result
+    }
+
     /// The next `length` bytes, all of which are here.
     pub(super) fn at_here(&mut self, length: usize) -> &mut [u8] {
         self.incoming.at_here(length)

@@ -86,6 +86,7 @@ impl<'a> Worker<'a> {
                 Some(gathered) => match gathered.send_now().inspect_err(|_| self.connection.cut())? {
                     Ok(Answered { .. }) => {
                         turn.keep();
+                        self.connection.overseer().stir();
                         continue;
                     }
                     Err(rest) => Task::Send(rest),

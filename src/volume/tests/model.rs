@@ -71,7 +71,12 @@ impl Model {
         match *operation {
             Operation::Read => {
                 let (mut got, mut extents) = (vec![0xee; target.len()], Extents::default());
-                volume.read(at, &mut got, &mut extents).unwrap();
+                let now = volume.read_now(at, &mut got, &mut extents).unwrap();
+                assert!(now == (body == range) || self.kind != Kind::Memory || length == 0);
+                if !now {
+                    extents.clear();
+                    volume.read(at, &mut got, &mut extents).unwrap();
+                }
                 assert_eq!(got, self.bytes[target]);
                 assert_eq!(extents, self.extents(range));
             }
@@ -81,7 +86,11 @@ impl Model {
                 if length > 0 {
                     self.set(range.covering(self.sector), false);
                 }
-                volume.write(at, &mut data, durable).unwrap();
+                let now = !durable && volume.write_now(at, &mut data).unwrap();
+                assert!(now == (body == range && !durable) || self.kind != Kind::Memory || length == 0);
+                if !now {
+                    volume.write(at, &mut data, durable).unwrap();
+                }
             }
             Operation::Zero { may_discard, durable } => {
                 volume.write_zeroes(at, length, Zeroes { may_discard, fast: false }, durable).unwrap();

@@ -39,17 +39,17 @@ impl ClientCertVerifier for Allowed {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let taken = self.trusted.verify_client_cert(end_entity, intermediates, now);
-        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
-        let parsed = Certificate::from_der(end_entity).map_err(bad)?;
+        // Not all that is good enough for the verifier can be read here; then it has no name that could be allowed.
+        let parsed = Certificate::from_der(end_entity).ok();
+        let is_allowed = |name: &String| parsed.as_ref().is_some_and(|parsed| has_name(parsed, name));
         let (reason, fault) = match &taken {
             Err(error) => fault(error),
-            Ok(_) if self.names.is_empty() || self.names.iter().any(|name| has_name(&parsed, name)) => {
-                return taken;
-            }
+            Ok(_) if self.names.is_empty() || self.names.iter().any(is_allowed) => return taken,
             Ok(_) => (Reason::Name, "it has none of the allowed names".into()),
         };
         if let Some(unsaid) = self.refused.say(reason) {
-            let subject = printable(&parsed.tbs_certificate().subject().to_string());
+            let subject = parsed.map(|parsed| parsed.tbs_certificate().subject().to_string());
+            let subject = printable(subject.as_deref().unwrap_or("unreadable"));
             tracing::warn!(subject, unsaid, "a client's certificate is refused: {fault}");
         }
         // The client is told that access is denied (RFC 8446, 6.2).
