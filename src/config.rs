@@ -147,6 +147,8 @@ pub struct Defaults {
     pub sector_size: Setting<Sector>,
     /// Whether holes are punched for TRIM and WRITE_ZEROES.
     pub discard: Setting<bool>,
+    /// Whether the backing is read and written past the page cache.
+    pub direct: Setting<bool>,
     /// Code that enciphers.
     pub cipher: Setting<Cipher>,
 }

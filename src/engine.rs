@@ -42,6 +42,8 @@ pub struct Specification {
     pub backing: Backing,
     /// Discards and writers.
     pub options: Options,
+    /// Past the page cache, if the backing is not in memory.
+    pub direct: bool,
     /// Which code enciphers.
     pub implementation: Implementation,
     /// The KMS.

@@ -196,6 +196,7 @@ fn volume_rows(table: &mut Table) {
     let sector = |size: &crate::config::Sector| size.0.bytes().into();
     table.add_file("defaults.sector_size", None, &defaults.sector_size, sector, "4096");
     table.add_file("defaults.discard", None, &defaults.discard, |on| (*on).into(), "true");
+    table.add_file("defaults.direct", None, &defaults.direct, |on| (*on).into(), "false");
     let cipher = |cipher: &Cipher| match cipher {
         Cipher::AwsLc => "aws-lc".into(),
         Cipher::Portable => "portable".into(),

@@ -112,6 +112,8 @@ fn engine_code(error: &EngineError) -> u8 {
             | StoreError::HoldsData(_)
             | StoreError::WrongKind(_)
             | StoreError::ReadOnly(_)
+            | StoreError::NoDirect { .. }
+            | StoreError::Alignment { .. }
             | StoreError::Full(_) => 7,
         },
         EngineError::Envelope(error) => envelope_code(error),

@@ -90,6 +90,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "on|off")]
     discard: Option<Switch>,
 
+    /// Read and write the backing past the page cache (O_DIRECT): for volumes larger than memory, which would only
+    /// push other data out of it [default: off]
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    direct: Option<Switch>,
+
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
@@ -163,6 +168,7 @@ impl RunArgs {
         fall_back(&mut self.backing, &file.backing, |BackingText(text)| text.clone());
         fall_back(&mut self.sector_size, &file.sector_size, |Sector(size)| size.to_string());
         fall_back(&mut self.discard, &file.discard, |on| Switch::from(*on));
+        fall_back(&mut self.direct, &file.direct, |on| Switch::from(*on));
         fall_back(&mut self.cipher, &file.cipher, |cipher| match cipher {
             Cipher::AwsLc => CipherCode::AwsLc,
             Cipher::Portable => CipherCode::Portable,
@@ -304,6 +310,7 @@ impl RunArgs {
             restartable: self.restartable,
             control: self.control()?,
             backing,
+            direct: self.direct == Some(Switch::On),
             audit: AuditLog::open(&state)?,
             state,
             helper: options::helper(),

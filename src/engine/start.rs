@@ -20,7 +20,7 @@ use crate::geometry::VolumeSize;
 use crate::kms::{GrantToken, KeyService, Role};
 use crate::nbd::server::{Listener, Resumed};
 use crate::secret::{DataKey, LockedBytes};
-use crate::store::{Backing, FileStore, Leftover};
+use crate::store::{Backing, FileStore, Leftover, StoreError};
 use crate::volume::EncryptedVolume;
 
 /// For what dead volumes left: a KMS that cannot be reached must not hold a start up.
@@ -107,7 +107,7 @@ impl Start {
         };
         plan.require_lasting(&specification.backing)?;
         plan.open(&by).await?;
-        let (store, mut leftover) = open_backing(&specification.backing, &plan).await?;
+        let (store, mut leftover) = open_backing(specification, &plan).await?;
         journal.change(|note| {
             note.envelope = plan.note();
             note.set_backing(&leftover);
@@ -311,12 +311,18 @@ fn open_volume(
 }
 
 /// On a thread that may block: discarding a whole disk takes its time, and a signal must get through meanwhile.
-async fn open_backing(backing: &Backing, plan: &Plan) -> Result<(FileStore, Leftover), EngineError> {
-    let (backing, size) = (backing.clone(), plan.document.layout().size.bytes());
-    let reopened = plan.reopened;
-    let opened = tokio::task::spawn_blocking(move || match reopened {
-        true => backing.open_existing(size),
-        false => backing.open_new(size),
+async fn open_backing(
+    specification: &Specification,
+    plan: &Plan,
+) -> Result<(FileStore, Leftover), EngineError> {
+    let Layout { sector, size } = plan.document.layout();
+    let (backing, reopened) = (specification.backing.clone(), plan.reopened);
+    let direct = specification.direct && backing != Backing::Memory;
+    let opened = tokio::task::spawn_blocking(move || {
+        let (store, leftover) =
+            if reopened { backing.open_existing(size.bytes()) } else { backing.open_new(size.bytes()) }?;
+        let store = if direct { store.past_the_cache(leftover.path(), sector.bytes())? } else { store };
+        Ok::<_, StoreError>((store, leftover))
     });
     Ok(opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }

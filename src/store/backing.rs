@@ -173,6 +173,11 @@ impl Leftover {
         Ok(())
     }
 
+    /// What it is called.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The backing's file.
     pub fn file(&self) -> &File {
         &self.file

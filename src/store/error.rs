@@ -44,6 +44,27 @@ pub enum StoreError {
     /// It cannot be written.
     #[error("backing {0:?} is read-only; make it writable, or choose another")]
     ReadOnly(PathBuf),
+    /// It cannot be used past the page cache.
+    #[error("backing {path:?}: I/O past the page cache: {source}; leave --direct out, or choose another place", path = path.display())]
+    NoDirect {
+        /// The backing.
+        path: PathBuf,
+        /// What came back.
+        source: io::Error,
+    },
+    /// Sectors are too small to be moved past the page cache.
+    #[error(
+        "backing {path:?}: I/O past the page cache is in multiples of {needs} bytes, more than a sector of {sector}; \
+         use --sector-size 4096, or leave --direct out", path = path.display()
+    )]
+    Alignment {
+        /// The backing.
+        path: PathBuf,
+        /// Bytes that offsets and lengths have to be multiples of.
+        needs: usize,
+        /// Bytes of a sector.
+        sector: usize,
+    },
     /// Not a byte is left where the volume's data would go.
     #[error("backing {0:?}: no space left on its file system; free some, or choose another place")]
     Full(PathBuf),

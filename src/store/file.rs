@@ -1,15 +1,20 @@
 //! [`Store`] over a file descriptor.
 
+mod direct;
+
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, FsWord, SeekFrom, fadvise, fallocate, fstatfs, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use self::direct::Direct;
 use super::Store;
+use super::error::StoreError;
 use crate::block::Extents;
 use crate::geometry::ByteRange;
 
@@ -29,6 +34,7 @@ pub struct FileStore {
     /// Set by the first attempt to read without waiting that it refuses.
     cannot_tell: AtomicBool,
     in_memory: bool,
+    direct: Option<Direct>,
 }
 
 impl FileStore {
@@ -37,7 +43,20 @@ impl FileStore {
         // Of a device's node, it would be told where the node is.
         let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
         let in_memory = is_file && fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
-        Self { file, cannot_punch: AtomicBool::new(false), cannot_tell: AtomicBool::new(false), in_memory }
+        // In memory, there is nothing to pass by.
+        let direct = if in_memory { None } else { Direct::of(&file) };
+        let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { file, cannot_punch, cannot_tell, in_memory, direct }
+    }
+
+    /// Past the page cache from now on, in whole sectors of `sector` bytes. `path` is the file's.
+    ///
+    /// # Errors
+    /// [`StoreError::NoDirect`] where file or file system cannot, [`StoreError::Alignment`] where sectors are too
+    /// small for it.
+    pub fn past_the_cache(self, path: &Path, sector: usize) -> Result<Self, StoreError> {
+        let direct = Some(Direct::begin(&self.file, path, sector)?);
+        Ok(Self { direct, ..self })
     }
 
     /// The first byte from `at` on that is not in a hole; `end` if that is further.
@@ -73,19 +92,29 @@ impl FileStore {
         static ZEROS: [u8; STEP] = [0; STEP];
         range.pieces(STEP as u64).try_for_each(|piece| {
             let length = usize::try_from(piece.length()).unwrap_or(STEP);
-            self.file.write_all_at(&ZEROS[..length], piece.start())
+            self.write(piece.start(), &ZEROS[..length])
         })
     }
 }
 
 impl Store for FileStore {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+        match &self.direct {
+            Some(direct) if !direct.takes(buffer) => direct.bounce(buffer.len(), |at, aligned| {
+                self.file.read_exact_at(aligned, offset + at as u64)?;
+                buffer[at..at + aligned.len()].copy_from_slice(aligned);
+                Ok(())
+            }),
+            _ => self.file.read_exact_at(buffer, offset),
+        }
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         if self.in_memory {
             return self.read(offset, buffer).map(|()| true);
+        }
+        if self.direct.is_some() {
+            return Ok(false);
         }
         let length = buffer.len();
         if self.cannot_tell.load(Ordering::Relaxed) {
@@ -135,7 +164,13 @@ impl Store for FileStore {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        match &self.direct {
+            Some(direct) if !direct.takes(data) => direct.bounce(data.len(), |at, aligned| {
+                aligned.copy_from_slice(&data[at..at + aligned.len()]);
+                self.file.write_all_at(aligned, offset + at as u64)
+            }),
+            _ => self.file.write_all_at(data, offset),
+        }
     }
 
     fn discard(&self, range: ByteRange) -> io::Result<()> {
@@ -192,6 +227,49 @@ mod tests {
             let zeros = 4096..304_096;
             assert!(all.iter().enumerate().all(|(i, byte)| *byte == if zeros.contains(&i) { 0 } else { 7 }));
         }
+    }
+
+    /// On a disk, mostly, as the backing of a volume that names none.
+    fn past_the_cache() -> FileStore {
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        file.set_len(1 << 20).unwrap();
+        FileStore::new(file).past_the_cache(Path::new("test"), 4096).unwrap()
+    }
+
+    #[test]
+    fn memory_need_not_be_aligned_to_pass_the_cache_by() {
+        let store = past_the_cache();
+        let duplicate = FileStore::new(store.file.try_clone().unwrap());
+        assert!(duplicate.direct.is_some(), "so are all duplicates");
+        let mut data: Vec<u8> = (0..600_001_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        for start in [0, 1, 8, 4095] {
+            let written = data[start..start + 503_808].to_vec();
+            store.write(8192, &data[start..start + 503_808]).unwrap();
+            data[start..start + 503_808].fill(0);
+            store.read(8192, &mut data[start..start + 503_808]).unwrap();
+            assert!(data[start..start + 503_808] == written);
+        }
+        store.discard(range(4096, 65536)).unwrap();
+        store.cannot_punch.store(true, Ordering::Relaxed);
+        store.discard(range(69_632, 200_704)).unwrap();
+        let mut zeros = vec![1; 266_240];
+        store.read(4096, &mut zeros).unwrap();
+        assert!(zeros.iter().all(|byte| *byte == 0));
+        assert!(!store.read_now(0, &mut zeros).unwrap(), "it has to wait for the disk");
+        assert_eq!(
+            store.read((1 << 20) - 4096, &mut [0; 8192]).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
+
+    #[test]
+    fn what_cannot_pass_the_cache_by_says_so() {
+        let proc = FileStore::new(File::open("/proc/self/status").unwrap());
+        let refused = proc.past_the_cache(Path::new("proc"), 4096).err().unwrap();
+        assert!(matches!(refused, StoreError::NoDirect { .. }), "{refused}");
+        let file = tempfile::tempfile_in("/var/tmp").unwrap();
+        let refused = FileStore::new(file).past_the_cache(Path::new("test"), 100).err().unwrap();
+        assert!(refused.to_string().contains("a sector of 100"), "{refused}");
     }
 
     #[test]

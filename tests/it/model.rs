@@ -94,6 +94,15 @@ fn in_a_directory() {
     }
 }
 
+/// Where a file system takes O_DIRECT, its blocks are no larger than pages.
+#[test]
+fn past_the_page_cache() {
+    for cell in cells("past_the_page_cache").filter(|cell| cell.export.sector == 4096) {
+        let lab = Lab::new();
+        cell.check(cell.start(&lab, &["--backing=/var/tmp", "--direct"]));
+    }
+}
+
 /// A named file, which keeps a durable volume: another run serves it read-only.
 #[test]
 fn in_a_file_and_then_read_only() {

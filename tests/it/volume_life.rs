@@ -1,5 +1,6 @@
 //! A whole volume's life under fio with verify, on every kind of backing, sector size and address.
 
+use crate::restart::{SIGUSR2, await_successor};
 use crate::support::{Lab, Volume, assert_succeeds, finish, text, tool};
 
 const FIO: &str = "nbdinfo \"$uri\" && fio --name=v --ioengine=nbd --uri=\"$uri\" --rw=randrw --bsrange=512-256k \
@@ -22,6 +23,40 @@ fn verify(args: &[&str]) -> String {
 #[test]
 fn an_unnamed_file() {
     verify(&[]);
+}
+
+#[test]
+fn past_the_page_cache() {
+    verify(&["--backing", "/var/tmp", "--direct"]);
+}
+
+/// The flags of the backing's open file (proc_pid_fdinfo(5)).
+fn backing_flags(pid: &serde_json::Value) -> u32 {
+    let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
+    let is_backing = |entry: &std::fs::DirEntry| {
+        let name = std::fs::read_link(entry.path()).unwrap_or_default();
+        name.starts_with("/var/tmp") && name.to_string_lossy().ends_with("(deleted)")
+    };
+    let file = std::fs::read_dir(proc.join("fd")).unwrap().map(Result::unwrap).find(is_backing).unwrap();
+    let told = std::fs::read_to_string(proc.join("fdinfo").join(file.file_name())).unwrap();
+    let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    u32::from_str_radix(flags.trim(), 8).unwrap()
+}
+
+#[test]
+fn a_successor_passes_the_page_cache_by_as_well() {
+    const O_DIRECT: u32 = if cfg!(target_arch = "aarch64") { 0o200_000 } else { 0o40_000 };
+    let lab = Lab::new();
+    let args = ["--size", "16M", "--backing", "/var/tmp", "--restartable"];
+    let volume = Volume::start(&lab, &args);
+    assert_eq!(backing_flags(&volume.serving["pid"]) & O_DIRECT, 0);
+    assert!(volume.stop().0.success());
+    let mut volume = Volume::start(&lab, &[&args[..], &["--direct"]].concat());
+    assert_ne!(backing_flags(&volume.serving["pid"]) & O_DIRECT, 0);
+    volume.signal(SIGUSR2);
+    await_successor(&mut volume);
+    assert_ne!(backing_flags(&volume.serving["pid"]) & O_DIRECT, 0);
+    assert!(volume.stop().0.success());
 }
 
 #[test]

@@ -17,6 +17,8 @@ use zeroize::Zeroizing;
 
 /// Bytes that move in one piece; the largest buffer.
 pub(super) const PIECE: usize = 1 << 20;
+/// Where buffers begin: at multiples of this, for which each has as many bytes more.
+const PAGE: usize = 4096;
 /// The smallest buffer.
 pub(super) const SMALL: usize = 16 << 10;
 /// Sizes of buffers: most requests are either as small as a page, or as large as a kernel sends them by default.
@@ -57,7 +59,20 @@ pub(super) struct Pool {
     returned: Condvar,
 }
 
-type Bytes = Zeroizing<Box<[u8]>>;
+/// Memory of a buffer: from `start` on, which is at the beginning of a page, as I/O past the page cache wants it.
+#[derive(Default)]
+struct Bytes {
+    all: Zeroizing<Box<[u8]>>,
+    start: usize,
+}
+
+impl Bytes {
+    fn new(size: usize) -> Self {
+        let all = Zeroizing::new(vec![0; size + PAGE].into_boxed_slice());
+        let start = all.as_ptr().align_offset(PAGE);
+        Self { all, start }
+    }
+}
 
 #[derive(Default)]
 struct Shelf {
@@ -93,7 +108,7 @@ impl Pool {
             }
             if self.charge(&mut shelf, SIZES[class]) {
                 drop(shelf);
-                break Zeroizing::new(vec![0; SIZES[class]].into_boxed_slice());
+                break Bytes::new(SIZES[class]);
             }
             if !self.drop_free(&mut shelf, 0) {
                 shelf.waiting = true;
@@ -111,7 +126,7 @@ impl Pool {
             Some(bytes) => bytes,
             None if self.charge(&mut shelf, SIZES[class]) => {
                 drop(shelf);
-                Zeroizing::new(vec![0; SIZES[class]].into_boxed_slice())
+                Bytes::new(SIZES[class])
             }
             None => return None,
         };
@@ -181,13 +196,13 @@ impl Deref for Buffer<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.bytes.all[self.bytes.start..][..self.length]
     }
 }
 
 impl DerefMut for Buffer<'_> {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.length]
+        &mut self.bytes.all[self.bytes.start..][..self.length]
     }
 }
 
@@ -291,9 +306,9 @@ mod tests {
                 let counted: usize = pools.iter().map(|pool| beyond(pool.shelf().held)).sum();
                 prop_assert_eq!(SHARED - left(&allowance), counted);
                 for (pool, borrowed) in pools.iter().zip(&borrowed) {
-                    let used: usize = borrowed.iter().map(|buffer| buffer.bytes.len()).sum();
+                    let used: usize = borrowed.iter().map(|buffer| SIZES[buffer.class]).sum();
                     let shelf = pool.shelf();
-                    let free: usize = shelf.free.iter().flatten().map(|bytes| bytes.len()).sum();
+                    let free: usize = shelf.free.iter().zip(SIZES).map(|(free, size)| free.len() * size).sum();
                     prop_assert_eq!(shelf.held, used + free);
                     prop_assert!(shelf.held <= CONNECTION);
                 }
