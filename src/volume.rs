@@ -149,10 +149,7 @@ impl EncryptedVolume {
         let range = self.range(offset, length as u64);
         let whole = range.split(self.sector).body == range;
         let within = offset / REGION == (offset + length as u64).saturating_sub(1) / REGION;
-        if !(whole && within) {
-            return None;
-        }
-        match self.region(offset).try_read() {
+        match (whole && within).then(|| self.region(offset).try_read())? {
             Ok(shared) => Some(shared),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
@@ -311,10 +308,10 @@ impl BlockDevice for EncryptedVolume {
     }
 
     fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
-        if !self.store.writes_at_once() || self.is_frozen() {
+        let is_quick = self.store.writes_at_once() && !self.is_frozen();
+        let Some(_shared) = self.shared_now(offset, data.len()).filter(|_| is_quick) else {
             return Ok(false);
-        }
-        let Some(_shared) = self.shared_now(offset, data.len()) else { return Ok(false) };
+        };
         self.cipher.encrypt(self.sector.number(offset), data);
         self.store.write(offset, data)?;
         self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
