@@ -147,9 +147,8 @@ impl EncryptedVolume {
     /// The lock of whole sectors in one region, if nobody has to be waited for.
     fn shared_now(&self, offset: u64, length: usize) -> Option<RwLockReadGuard<'_, ()>> {
         let range = self.range(offset, length as u64);
-        let whole = range.split(self.sector).body == range;
-        let within = offset / REGION == (offset + length as u64).saturating_sub(1) / REGION;
-        match (whole && within).then(|| self.region(offset).try_read())? {
+        let fits = range.split(self.sector).body == range && range.pieces(REGION).nth(1).is_none();
+        match fits.then(|| self.region(offset).try_read())? {
             Ok(shared) => Some(shared),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
