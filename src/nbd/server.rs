@@ -286,12 +286,14 @@ async fn stopped(stop: &mut watch::Receiver<Signal>) {
 /// One client, from its first byte to its last.
 async fn attend(stream: Stream, shared: Arc<Shared>, mut admitted: Admitted, stop: watch::Receiver<Signal>) {
     let peer = Peer::of(stream.as_fd()).map_or_else(|_| "unknown".into(), |peer| peer.to_string());
-    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_ref(), stop.clone());
+    let displaced = admitted.displaced();
+    let settle = || admitted.settle();
+    let haggle = handshake::haggle(stream, &shared.exports, shared.tls.as_ref(), stop.clone(), settle);
     // What is logged within says of whom.
     let haggle = haggle.instrument(tracing::warn_span!("client", peer));
     let haggled = tokio::select! {
         haggled = tokio::time::timeout(shared.limits.handshake, haggle) => haggled,
-        () = admitted.displaced() => return tracing::debug!("handshake gives way to a newer one's"),
+        () = displaced => return tracing::debug!("handshake gives way to a newer one's"),
     };
     let (channel, export, agreed) = match haggled {
         Ok(Ok(handshake::Outcome::Transmit(channel, export, agreed))) => (channel, export, agreed),
@@ -299,7 +301,7 @@ async fn attend(stream: Stream, shared: Arc<Shared>, mut admitted: Admitted, sto
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
     };
-    if *stop.borrow() == Signal::End || !admitted.settle() {
+    if *stop.borrow() == Signal::End {
         return;
     }
     let told = ConnectionDescription::of(&export, agreed);

@@ -116,17 +116,21 @@ pub(super) struct Admitted {
 }
 
 impl Admitted {
-    /// Returns when another client of the same peer has got this one's place, which it can until this one is settled.
-    pub(super) async fn displaced(&mut self) {
-        match &mut self.seat {
-            Some(seat) => seat.lost().await,
-            None => std::future::pending().await,
+    /// What returns when another client of the same peer has got this one's place, which it can until this one is
+    /// settled.
+    pub(super) fn displaced(&mut self) -> impl Future<Output = ()> + use<> {
+        let lost = self.seat.as_mut().map(Seat::lost);
+        async move {
+            match lost {
+                Some(lost) => lost.await,
+                None => std::future::pending().await,
+            }
         }
     }
 
-    /// The handshake is over: nobody gets this one's place any more. False if somebody has got it before.
-    pub(super) fn settle(&mut self) -> bool {
-        self.seat.as_mut().is_none_or(Seat::settle)
+    /// The client has chosen its export: nobody gets its place any more. False if somebody has got it before.
+    pub(super) fn settle(&self) -> bool {
+        self.seat.as_ref().is_none_or(Seat::settle)
     }
 }
 

@@ -21,7 +21,7 @@ pub fn haggle(input: &[u8], exports: &Exports) -> Vec<u8> {
     let mut stream = Recorded { input, output: Vec::new() };
     let (_stop, stopped) = watch::channel(Signal::Run);
     {
-        let mut haggling = pin!(handshake::haggle(&mut stream, exports, None, stopped));
+        let mut haggling = pin!(handshake::haggle(&mut stream, exports, None, stopped, || true));
         let mut context = Context::from_waker(Waker::noop());
         // Whoever reads much may be asked to let others run, but not for ever.
         let ended = (0..1000).any(|_| haggling.as_mut().poll(&mut context).is_ready());

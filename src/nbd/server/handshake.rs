@@ -54,16 +54,17 @@ pub(super) enum HandshakeError {
 }
 
 /// Haggles until the client chooses an export, gives up or errs beyond an answer, or until the server has ended for
-/// [`LAST_ANSWERS`].
+/// [`LAST_ANSWERS`]. A client that has chosen is told so only if `settle` returns true.
 pub(super) async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     exports: &Exports,
     tls: Option<&Arc<Tls>>,
     stop: watch::Receiver<Signal>,
+    settle: impl Fn() -> bool + Sync,
 ) -> Result<Outcome<S>, HandshakeError> {
     let mut ending = stop.clone();
     tokio::select! {
-        outcome = converse(stream, exports, tls, &stop) => outcome,
+        outcome = converse(stream, exports, tls, &stop, &settle) => outcome,
         () = async {
             ended(&mut ending).await;
             tokio::time::sleep(LAST_ANSWERS).await;
@@ -81,13 +82,14 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     exports: &Exports,
     tls: Option<&Arc<Tls>>,
     stop: &watch::Receiver<Signal>,
+    settle: &(dyn Fn() -> bool + Sync),
 ) -> Result<Outcome<S>, HandshakeError> {
     stream.write_all(&GREETING).await?;
     let mut flags = [0; 4];
     stream.read_exact(&mut flags).await?;
     let mode = tls.map(|tls| tls.mode()).unwrap_or_default();
     let session = Session::new(exports, ClientFlags::decode(flags)?, mode);
-    let mut rest = Rest { options: MAX_OPTIONS, data: MAX_DATA, stop };
+    let mut rest = Rest { options: MAX_OPTIONS, data: MAX_DATA, stop, settle };
     // Not one byte more is taken from the stream than belongs to an option, so that whatever a client (or somebody
     // between it and here) sends after NBD_OPT_STARTTLS in the clear meets the TLS handshake, and fails there.
     let upgrade = match rest.options(&mut stream, session).await? {
@@ -123,6 +125,7 @@ struct Rest<'s> {
     options: usize,
     data: u64,
     stop: &'s watch::Receiver<Signal>,
+    settle: &'s (dyn Fn() -> bool + Sync),
 }
 
 impl Rest<'_> {
@@ -147,6 +150,10 @@ impl Rest<'_> {
             } else {
                 session.option(header.code, data.as_deref())
             };
+            // Before the answer: whoever has it has been let in, whatever comes to the server next.
+            if matches!(answer.then, Then::Transmit(..)) && !(self.settle)() {
+                return Ok(Step::Over);
+            }
             stream.write_all(&answer.bytes).await?;
             // Under TLS, bytes that are written are not sent yet.
             stream.flush().await?;

@@ -1,6 +1,7 @@
 //! How many connections each peer has, and which of them have not chosen an export yet.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -59,14 +60,15 @@ impl Seats {
         };
         let (leave, left) = oneshot::channel();
         taken.haggling.insert(number, leave);
-        let seat = Seat { peer, seats: self.clone(), haggling: Some((number, left)) };
+        let seat =
+            Seat { peer, seats: self.clone(), number, left: Some(left), settled: AtomicBool::new(false) };
         if displaced { Got::Displaced(seat) } else { Got::Free(seat) }
     }
 
     /// A seat for a client that is past its handshake, however many there are.
     pub(super) fn keep(&self, peer: Peer) -> Seat {
         self.lock().peers.entry(peer).or_default().count += 1;
-        Seat { peer, seats: self.clone(), haggling: None }
+        Seat { peer, seats: self.clone(), number: 0, left: None, settled: AtomicBool::new(true) }
     }
 }
 
@@ -74,28 +76,37 @@ impl Seats {
 pub(super) struct Seat {
     peer: Peer,
     seats: Seats,
-    /// Until it is settled: its number, and what comes when another client gets it.
-    haggling: Option<(u64, oneshot::Receiver<()>)>,
+    /// Among those in the handshake.
+    number: u64,
+    /// What comes when another client gets it.
+    left: Option<oneshot::Receiver<()>>,
+    /// The client has chosen its export.
+    settled: AtomicBool,
 }
 
 impl Seat {
-    /// Returns when another client has got this seat; never once it is settled.
-    pub(super) async fn lost(&mut self) {
-        match &mut self.haggling {
-            Some((_, left)) => drop(left.await),
-            None => std::future::pending().await,
+    /// What returns when another client has got this seat; never once it is settled.
+    pub(super) fn lost(&mut self) -> impl Future<Output = ()> + use<> {
+        let left = self.left.take();
+        async move {
+            let is_lost = match left {
+                Some(left) => left.await.is_ok(),
+                None => false,
+            };
+            if !is_lost {
+                std::future::pending().await
+            }
         }
     }
 
     /// The client has chosen its export and can keep its seat; false if another has got it meanwhile.
-    pub(super) fn settle(&mut self) -> bool {
-        let Some((number, _)) = self.haggling else { return true };
+    pub(super) fn settle(&self) -> bool {
         let mut table = self.seats.lock();
-        let kept = table.peers.get_mut(&self.peer).and_then(|taken| taken.haggling.remove(&number));
-        if kept.is_some() {
-            self.haggling = None;
+        let taken = table.peers.get_mut(&self.peer);
+        if taken.is_some_and(|taken| taken.haggling.remove(&self.number).is_some()) {
+            self.settled.store(true, Ordering::Relaxed);
         }
-        kept.is_some()
+        self.settled.load(Ordering::Relaxed)
     }
 }
 
@@ -131,14 +142,18 @@ mod tests {
         }
 
         fn settled(&self, peer: Peer) -> Seat {
-            let mut seat = self.free(peer).unwrap();
+            let seat = self.free(peer).unwrap();
             assert!(seat.settle());
             seat
         }
     }
 
     fn is_lost(seat: &mut Seat) -> bool {
-        let waiting = std::pin::pin!(seat.lost());
+        is_ready(seat.lost())
+    }
+
+    fn is_ready(waiting: impl Future<Output = ()>) -> bool {
+        let waiting = std::pin::pin!(waiting);
         waiting.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready()
     }
 
@@ -158,9 +173,10 @@ mod tests {
     fn the_oldest_in_the_handshake_gives_its_seat_to_a_new_client() {
         let seats = Seats::default();
         let (mut oldest, mut second) = (seats.free(ONE).unwrap(), seats.free(ONE).unwrap());
-        let Got::Displaced(mut third) = seats.take(ONE, 2) else { panic!("no seat") };
+        let Got::Displaced(third) = seats.take(ONE, 2) else { panic!("no seat") };
         assert!(is_lost(&mut oldest) && !oldest.settle());
-        assert!(!is_lost(&mut second) && second.settle());
+        let second_lost = second.lost();
+        assert!(second.settle() && !is_ready(second_lost));
         drop(oldest);
         assert_eq!(seats.lock().peers[&ONE].count, 2, "the third has the first's");
         assert!(third.settle());

@@ -1,5 +1,7 @@
 //! Options and answers on a stream.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -10,12 +12,19 @@ use super::*;
 use crate::nbd::server::Signal;
 use crate::nbd::server::handshake::{HandshakeError, LAST_ANSWERS, MAX_DATA, Outcome, haggle};
 
+type Served = JoinHandle<Result<Outcome<DuplexStream>, HandshakeError>>;
+
 /// A client whose flags are sent, and the server's side of it.
-async fn begin()
--> (DuplexStream, watch::Sender<Signal>, JoinHandle<Result<Outcome<DuplexStream>, HandshakeError>>) {
+async fn begin() -> (DuplexStream, watch::Sender<Signal>, Served) {
+    begin_with(|| true).await
+}
+
+async fn begin_with(
+    settle: impl Fn() -> bool + Send + Sync + 'static,
+) -> (DuplexStream, watch::Sender<Signal>, Served) {
     let (mut ours, theirs) = duplex(1 << 16);
     let (stop, stopped) = watch::channel(Signal::Run);
-    let served = tokio::spawn(async move { haggle(theirs, &exports(), None, stopped).await });
+    let served = tokio::spawn(async move { haggle(theirs, &exports(), None, stopped, settle).await });
     let mut greeting = [0; 18];
     ours.read_exact(&mut greeting).await.unwrap();
     ours.write_all(&[0, 0, 0, 3]).await.unwrap();
@@ -54,6 +63,33 @@ async fn data_that_is_too_long_is_read_off_and_the_client_goes_on() {
         assert_eq!(reply(&mut client).await, kind);
     }
     assert!(matches!(served.await.unwrap(), Ok(Outcome::Transmit(_, export, _)) if export.name == "one"));
+}
+
+#[tokio::test]
+async fn whoever_is_told_that_it_may_transmit_keeps_its_place_and_whoever_lost_it_is_not_told() {
+    let settled = Arc::new(AtomicU32::new(0));
+    for keeps in [true, false] {
+        let settling = settled.clone();
+        let (mut client, _stop, served) = begin_with(move || {
+            settling.fetch_add(1, Ordering::SeqCst);
+            keeps
+        })
+        .await;
+        send(&mut client, Code::INFO, 6, &[0; 6]).await;
+        for kind in [Reply::INFO, Reply::INFO, Reply::ACK] {
+            assert_eq!(reply(&mut client).await, kind);
+        }
+        assert_eq!(settled.load(Ordering::SeqCst), u32::from(!keeps), "nothing is chosen yet");
+        send(&mut client, Code::GO, 6, &[0; 6]).await;
+        if keeps {
+            assert_eq!(reply(&mut client).await, Reply::INFO);
+            assert_eq!(settled.load(Ordering::SeqCst), 1);
+            assert!(matches!(served.await.unwrap(), Ok(Outcome::Transmit(..))));
+        } else {
+            hung_up(&mut client).await;
+            assert!(matches!(served.await.unwrap(), Ok(Outcome::Over)));
+        }
+    }
 }
 
 #[tokio::test]
