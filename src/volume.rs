@@ -4,33 +4,24 @@
 //! as zeros: real ciphertext is never all zero (for 512 bytes the chance is 2^-4096). So a sparse file needs no
 //! formatting, discarding is punching holes, and no table can be inconsistent after a crash.
 //!
-//! # Concurrency
-//! Requests at any byte offset are served. One that covers part of a sector reads the sector, changes it and
-//! writes it back, which must not undo what another request wrote to the same sector meanwhile. So the volume is
-//! divided into regions, each with a readers-writer lock from a fixed set: whole sectors are written with the lock
-//! shared, part of a sector is changed with the lock held alone. Clients that write whole sectors never wait for
-//! each other. Reads share the lock too: of a sector that is changed for one of its bytes, and read half before and
-//! half after, other bytes would come out as noise, though nobody writes to them. Bytes that are being written may.
+//! Requests at any byte offset are served, in any number at once: see [`regions`] for what keeps them apart.
 
 mod holes;
+mod regions;
 mod scratch;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use serde::{Deserialize, Serialize};
 
 use self::holes::{is_hole, whole_sectors};
+use self::regions::{REGION, Regions};
 use self::scratch::Scratch;
 use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
 use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
 use crate::store::Store;
 use crate::xts::SectorCipher;
 
-/// Bytes in a region: large, so that few requests cross into a second one.
-const REGION: u64 = 32 << 20;
-/// Locks; regions share them in turn.
-const LOCKS: usize = 64;
 /// Bytes enciphered at a time where zeros have to be written: half of a common L2 cache.
 const PIECE: usize = 256 * 1024;
 /// Holes that are looked for in one request, by two system calls each: a few milliseconds, however large it is.
@@ -64,7 +55,7 @@ pub struct EncryptedVolume {
     size: VolumeSize,
     sector: SectorSize,
     options: Options,
-    locks: Box<[RwLock<()>]>,
+    regions: Regions,
     written: AtomicU64,
     flush_failed: AtomicBool,
     stopped: AtomicBool,
@@ -80,14 +71,13 @@ impl EncryptedVolume {
         options: Options,
     ) -> Self {
         let sector = cipher.sector_size();
-        let locks = (0..LOCKS).map(|_| RwLock::new(())).collect();
         Self {
             store,
             cipher,
             size,
             sector,
             options,
-            locks,
+            regions: Regions::new(),
             written: AtomicU64::new(0),
             flush_failed: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
@@ -134,35 +124,17 @@ impl EncryptedVolume {
         if self.is_frozen() { Err(BlockError::Frozen) } else { Ok(()) }
     }
 
-    fn region(&self, offset: u64) -> &RwLock<()> {
-        let number = offset / REGION % LOCKS as u64;
-        &self.locks[usize::try_from(number).unwrap_or_default()]
-    }
-
-    // The locks guard no data of their own, so one poisoned by a panic is as good as any other.
-    fn shared(&self, offset: u64) -> RwLockReadGuard<'_, ()> {
-        self.region(offset).read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The lock of whole sectors in one region, if nobody has to be waited for.
-    fn shared_now(&self, offset: u64, length: usize) -> Option<RwLockReadGuard<'_, ()>> {
-        let range = self.range(offset, length as u64);
-        let fits = range.split(self.sector).body == range && range.pieces(REGION).nth(1).is_none();
-        match fits.then(|| self.region(offset).try_read())? {
-            Ok(shared) => Some(shared),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    fn alone(&self, offset: u64) -> RwLockWriteGuard<'_, ()> {
-        self.region(offset).write().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn range(&self, offset: u64, length: u64) -> ByteRange {
         let range = ByteRange::within(offset, length, self.size.bytes());
         debug_assert!(range.is_some(), "the server checks ranges");
         range.unwrap_or(ByteRange::EMPTY)
+    }
+
+    /// A range of whole sectors in one region; `None` if it is another one.
+    fn whole(&self, offset: u64, length: usize) -> Option<ByteRange> {
+        let range = self.range(offset, length as u64);
+        let fits = range.split(self.sector).body == range && range.pieces(REGION).nth(1).is_none();
+        fits.then_some(range)
     }
 
     /// Deciphers whole sectors, leaves holes as the zeros that they are, and appends to `extents` which is which.
@@ -195,9 +167,7 @@ impl EncryptedVolume {
         for piece in body.pieces(REGION) {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
-            let shared = self.shared(piece.start());
-            self.store.read(piece.start(), now)?;
-            drop(shared);
+            self.regions.read(piece, || self.store.read(piece.start(), now))?;
             self.decipher(piece.start(), now, extents);
         }
         Ok(())
@@ -220,8 +190,9 @@ impl EncryptedVolume {
             return Ok(());
         }
         let mut scratch = Scratch::of(part, self.sector);
-        let _shared = self.shared(part.start());
-        let in_hole = self.read_sector(&mut scratch)?;
+        let mut in_hole = false;
+        let covering = part.covering(self.sector);
+        self.regions.read(covering, || self.read_sector(&mut scratch).map(|is_hole| in_hole = is_hole))?;
         target.copy_from_slice(scratch.part());
         extents.push(part.length(), in_hole);
         Ok(())
@@ -233,7 +204,7 @@ impl EncryptedVolume {
             return Ok(());
         }
         let mut scratch = Scratch::of(part, self.sector);
-        let _alone = self.alone(part.start());
+        let _alone = self.regions.alone(part.start());
         self.read_sector(&mut scratch)?;
         change(scratch.part());
         self.cipher.encrypt(self.sector.number(scratch.offset), scratch.sector());
@@ -246,7 +217,7 @@ impl EncryptedVolume {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
             self.cipher.encrypt(self.sector.number(piece.start()), now);
-            let _shared = self.shared(piece.start());
+            let _writing = self.regions.write(piece);
             self.store.write(piece.start(), now)?;
         }
         Ok(())
@@ -260,7 +231,7 @@ impl EncryptedVolume {
     fn discard_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
         for piece in body.pieces(REGION) {
             self.go_on()?;
-            let _shared = self.shared(piece.start());
+            let _writing = self.regions.write(piece);
             self.store.discard(piece)?;
         }
         Ok(())
@@ -298,8 +269,8 @@ impl BlockDevice for EncryptedVolume {
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
-        let Some(_shared) = self.shared_now(offset, buffer.len()) else { return Ok(false) };
-        if !self.store.read_now(offset, buffer)? {
+        let Some(range) = self.whole(offset, buffer.len()) else { return Ok(false) };
+        if !self.regions.read_now(range, || self.store.read_now(offset, buffer))? {
             return Ok(false);
         }
         self.decipher(offset, buffer, extents);
@@ -308,9 +279,8 @@ impl BlockDevice for EncryptedVolume {
 
     fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
         let is_quick = self.store.writes_at_once() && !self.is_frozen();
-        let Some(_shared) = self.shared_now(offset, data.len()).filter(|_| is_quick) else {
-            return Ok(false);
-        };
+        let Some(range) = self.whole(offset, data.len()).filter(|_| is_quick) else { return Ok(false) };
+        let Some(_writing) = self.regions.write_now(range) else { return Ok(false) };
         self.cipher.encrypt(self.sector.number(offset), data);
         self.store.write(offset, data)?;
         self.written.fetch_add(data.len() as u64, Ordering::Relaxed);

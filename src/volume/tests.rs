@@ -92,6 +92,26 @@ fn a_sector_is_not_read_while_it_is_changed_by_halves() {
     });
 }
 
+/// The same for a sector that is written as a whole: what is read is what it was or what it becomes.
+#[test]
+fn a_sector_is_not_read_while_it_is_written_by_halves() {
+    for length in [4096, 8192] {
+        let (half_written, reader) = std::sync::mpsc::channel();
+        let volume = volume_over(Box::new(stores::ByHalves::new(half_written)), SectorSize::B4096, true);
+        volume.write(0, &mut vec![1; length], false).unwrap();
+        reader.recv().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| volume.write(0, &mut vec![2; length], false).unwrap());
+            reader.recv().unwrap();
+            let mut data = vec![0; 8000];
+            assert!(!volume.read_now(0, &mut data[..4096], &mut Extents::default()).unwrap());
+            volume.read(0, &mut data, &mut Extents::default()).unwrap();
+            assert!(data[..4096].iter().all(|byte| *byte == 2), "{:?}", &data[..4096]);
+            assert!(data[4096..].iter().all(|byte| usize::from(*byte) == (length - 4096) / 2048));
+        });
+    }
+}
+
 /// Reads the ciphertext behind a volume through a second descriptor.
 fn ciphertext(sector: SectorSize, use_it: impl FnOnce(&EncryptedVolume)) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
