@@ -27,7 +27,7 @@ fn exports() -> Exports {
     let (store, _) = Backing::Memory.open_new(SIZE).expect("a file in memory");
     let size = VolumeSize::new(SIZE, SectorSize::B4096).expect("a good size");
     let cipher = Implementation::AwsLc.cipher(&key, SectorSize::B4096);
-    let options = Options { read_only: false, discard: true };
+    let options = Options { read_only: false, discard: true, flush: true };
     let device = Arc::new(EncryptedVolume::new(Box::new(store), cipher, size, options));
     Exports::new(vec![Export { name: String::new(), description: String::new(), device, read_only: false }])
 }

@@ -19,7 +19,7 @@ fn volume(sector: SectorSize) -> EncryptedVolume {
     let key = DataKey::copy_from(&bytes).expect("a good key");
     let (store, _) = Backing::Memory.open_new(SIZE).expect("a file in memory");
     let size = VolumeSize::new(SIZE, sector).expect("a good size");
-    let options = Options { read_only: false, discard: true };
+    let options = Options { read_only: false, discard: true, flush: true };
     let cipher = Implementation::AwsLc.cipher(&key, sector);
     let volume = EncryptedVolume::new(Box::new(store), cipher, size, options);
     for offset in (0..SIZE).step_by(1 << 20) {

@@ -13,7 +13,8 @@ pub trait BlockDevice: Send + Sync {
     /// What it can do; does not change.
     fn features(&self) -> Features;
 
-    /// Fills `buffer` from `offset`, and appends to `extents` what its bytes are; holes are filled with zeros.
+    /// Fills `buffer` from `offset`, and appends to `extents` what its bytes are; holes are filled with zeros. Each byte
+    /// that is being written meanwhile comes out as it was or as it will be.
     ///
     /// # Errors
     /// A [`BlockError`]; what `buffer` and `extents` hold is then unspecified.

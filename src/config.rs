@@ -4,6 +4,7 @@
 //! chooses the KMS key would otherwise mean that data are encrypted under another one. So is a file that somebody
 //! else could have written. docs/configuration.md has every key.
 
+mod choices;
 mod file;
 mod values;
 
@@ -13,11 +14,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
+pub use choices::{Cipher, Flush, KeyUnusable, TlsMode};
 pub use file::FileError;
 pub use values::{
-    AbsolutePath, BackingText, Cipher, ClientName, ClientNames, Context, Count, Interval, KeyUnusable,
+    AbsolutePath, BackingText, ClientName, ClientNames, Context, Count, Interval, Level, Names,
 };
-pub use values::{Level, Names, ProviderText, Seconds, Sector, SocketMode, Text, TlsMode};
+pub use values::{ProviderText, Seconds, Sector, SocketMode, Text};
 
 /// A value, and where in the file it stands; `None` if the file does not name it.
 pub type Setting<T> = Option<Spanned<T>>;
@@ -149,6 +151,8 @@ pub struct Defaults {
     pub discard: Setting<bool>,
     /// Whether the backing is read and written past the page cache.
     pub direct: Setting<bool>,
+    /// What a flush does.
+    pub flush: Setting<Flush>,
     /// Code that enciphers.
     pub cipher: Setting<Cipher>,
 }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditLog;
 use crate::descriptors::Named;
-use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout};
+use crate::envelope::{Document, EnvelopeError, EnvelopeFile, KeyRequest, Layout, Life};
 use crate::kms::{GrantToken, KmsError, Provider};
 use crate::nbd::server::{Address, Limits, ListenError, Listener, Terms, Tls, TlsMode, Users};
 use crate::secret::SecretError;
@@ -129,6 +129,16 @@ pub enum Source {
     New(NewKey),
     /// An envelope that somebody has made.
     Envelope(Box<Envelope>),
+}
+
+impl Source {
+    /// True if the volume is to outlive the process.
+    pub fn is_durable(&self) -> bool {
+        match self {
+            Self::New(key) => key.envelope.is_some(),
+            Self::Envelope(envelope) => envelope.document.life == Life::Durable,
+        }
+    }
 }
 
 /// A key to be made.

@@ -4,10 +4,10 @@
 //! as zeros: real ciphertext is never all zero (for 512 bytes the chance is 2^-4096). So a sparse file needs no
 //! formatting, discarding is punching holes, and no table can be inconsistent after a crash.
 //!
-//! Requests at any byte offset are served, in any number at once: see [`regions`] for what keeps them apart.
+//! Requests at any byte offset are served, in any number at once: `ranges` keeps apart those that overlap.
 
 mod holes;
-mod regions;
+mod ranges;
 mod scratch;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use self::holes::{is_hole, whole_sectors};
-use self::regions::{REGION, Regions};
+use self::ranges::{REGION, Ranges, Use};
 use self::scratch::Scratch;
 use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
 use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
@@ -46,6 +46,15 @@ pub struct Options {
     /// Punches holes on trim and write-zeroes. Without it an observer of the backing does not learn which sectors
     /// are unused, trim does nothing and zeros are written enciphered.
     pub discard: bool,
+    /// A flush, or a write with FUA, is answered once the store has it for good. Without it both are answered at
+    /// once, and what the machine has not written yet is lost if it crashes.
+    #[serde(default = "honoured")]
+    pub flush: bool,
+}
+
+/// Predecessors that did not know of [`Options::flush`] honoured flushes.
+fn honoured() -> bool {
+    true
 }
 
 /// An encrypted volume.
@@ -55,7 +64,7 @@ pub struct EncryptedVolume {
     size: VolumeSize,
     sector: SectorSize,
     options: Options,
-    regions: Regions,
+    ranges: Ranges,
     written: AtomicU64,
     flush_failed: AtomicBool,
     stopped: AtomicBool,
@@ -77,7 +86,7 @@ impl EncryptedVolume {
             size,
             sector,
             options,
-            regions: Regions::new(),
+            ranges: Ranges::new(),
             written: AtomicU64::new(0),
             flush_failed: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
@@ -167,7 +176,9 @@ impl EncryptedVolume {
         for piece in body.pieces(REGION) {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
-            self.regions.read(piece, || self.store.read(piece.start(), now))?;
+            let reading = self.ranges.hold(piece, Use::Read);
+            self.store.read(piece.start(), now)?;
+            drop(reading);
             self.decipher(piece.start(), now, extents);
         }
         Ok(())
@@ -190,9 +201,9 @@ impl EncryptedVolume {
             return Ok(());
         }
         let mut scratch = Scratch::of(part, self.sector);
-        let mut in_hole = false;
-        let covering = part.covering(self.sector);
-        self.regions.read(covering, || self.read_sector(&mut scratch).map(|is_hole| in_hole = is_hole))?;
+        let reading = self.ranges.hold(part.covering(self.sector), Use::Read);
+        let in_hole = self.read_sector(&mut scratch)?;
+        drop(reading);
         target.copy_from_slice(scratch.part());
         extents.push(part.length(), in_hole);
         Ok(())
@@ -204,7 +215,7 @@ impl EncryptedVolume {
             return Ok(());
         }
         let mut scratch = Scratch::of(part, self.sector);
-        let _alone = self.regions.alone(part.start());
+        let _changing = self.ranges.hold(part.covering(self.sector), Use::Write);
         self.read_sector(&mut scratch)?;
         change(scratch.part());
         self.cipher.encrypt(self.sector.number(scratch.offset), scratch.sector());
@@ -217,7 +228,7 @@ impl EncryptedVolume {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
             self.cipher.encrypt(self.sector.number(piece.start()), now);
-            let _writing = self.regions.write(piece);
+            let _writing = self.ranges.hold(piece, Use::Write);
             self.store.write(piece.start(), now)?;
         }
         Ok(())
@@ -231,7 +242,7 @@ impl EncryptedVolume {
     fn discard_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
         for piece in body.pieces(REGION) {
             self.go_on()?;
-            let _writing = self.regions.write(piece);
+            let _writing = self.ranges.hold(piece, Use::Write);
             self.store.discard(piece)?;
         }
         Ok(())
@@ -270,9 +281,11 @@ impl BlockDevice for EncryptedVolume {
 
     fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
         let Some(range) = self.whole(offset, buffer.len()) else { return Ok(false) };
-        if !self.regions.read_now(range, || self.store.read_now(offset, buffer))? {
+        let Some(reading) = self.ranges.hold_now(range, Use::Read) else { return Ok(false) };
+        if !self.store.read_now(offset, buffer)? {
             return Ok(false);
         }
+        drop(reading);
         self.decipher(offset, buffer, extents);
         Ok(true)
     }
@@ -280,7 +293,7 @@ impl BlockDevice for EncryptedVolume {
     fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
         let is_quick = self.store.writes_at_once() && !self.is_frozen();
         let Some(range) = self.whole(offset, data.len()).filter(|_| is_quick) else { return Ok(false) };
-        let Some(_writing) = self.regions.write_now(range) else { return Ok(false) };
+        let Some(_writing) = self.ranges.hold_now(range, Use::Write) else { return Ok(false) };
         self.cipher.encrypt(self.sector.number(offset), data);
         self.store.write(offset, data)?;
         self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -320,6 +333,9 @@ impl BlockDevice for EncryptedVolume {
     }
 
     fn flush(&self) -> Result<(), BlockError> {
+        if !self.options.flush {
+            return Ok(());
+        }
         // The kernel reports a failed write-back once and then forgets the pages (fsync(2), "NOTES").
         if self.flush_failed.load(Ordering::Acquire) {
             return Err(BlockError::LostWrites);

@@ -13,7 +13,7 @@ use super::options::{DEFAULT_KEY, KmsOptions, Switch};
 use super::tls::TlsOptions;
 use super::{Failure, output};
 use crate::config::{
-    AbsolutePath, Cipher, ClientName, Config, Count, Interval, KeyUnusable, Place, Setting, SocketMode,
+    AbsolutePath, Cipher, ClientName, Config, Count, Flush, Interval, KeyUnusable, Place, Setting, SocketMode,
 };
 use crate::secret::harden_process;
 
@@ -196,6 +196,11 @@ fn volume_rows(table: &mut Table) {
     let sector = |size: &crate::config::Sector| size.0.bytes().into();
     table.add_file("defaults.sector_size", None, &defaults.sector_size, sector, "4096");
     table.add_file("defaults.discard", None, &defaults.discard, |on| (*on).into(), "true");
+    let flush = |flush: &Flush| match flush {
+        Flush::Honour => "honour".into(),
+        Flush::Ignore => "ignore".into(),
+    };
+    table.add_file("defaults.flush", None, &defaults.flush, flush, "honour");
     table.add_file("defaults.direct", None, &defaults.direct, |on| (*on).into(), "false");
     let cipher = |cipher: &Cipher| match cipher {
         Cipher::AwsLc => "aws-lc".into(),

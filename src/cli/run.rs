@@ -3,6 +3,7 @@
 mod attend;
 mod child;
 mod parent;
+mod storage;
 mod successor;
 mod volume;
 
@@ -17,6 +18,7 @@ use tokio::runtime::Runtime;
 
 use self::attend::Watching;
 use self::child::ProcessLimits;
+use self::storage::StorageArgs;
 use self::volume::{Origin, Volume};
 use super::clients::ClientOptions;
 use super::envelopes::open_envelope;
@@ -26,7 +28,7 @@ use super::record_file::RecordFile;
 use super::tls::TlsOptions;
 use super::{Failure, options};
 use crate::audit::AuditLog;
-use crate::config::{BackingText, Cipher, Config, Interval, KeyUnusable, Sector};
+use crate::config::{Config, Interval, KeyUnusable};
 use crate::descriptors::{self, Named};
 use crate::engine::{Envelope, NewKey, Newcomers, Serving, Source, Specification};
 use crate::envelope::Life;
@@ -37,8 +39,6 @@ use crate::kms::isolate;
 use crate::nbd::server::Address;
 use crate::secret::{Hardening, harden_process};
 use crate::store::Backing;
-use crate::volume::Options;
-use crate::xts::Implementation;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,31 +77,8 @@ pub(super) struct RunArgs {
     #[arg(long, default_value = "on", value_name = "on|off", hide_default_value = true)]
     seal: Switch,
 
-    /// Bytes enciphered as one unit: 4096, or 512 for clients that need it [default: 4096]
-    #[arg(long, value_name = "4096|512")]
-    sector_size: Option<String>,
-
-    /// Where the ciphertext lies: a directory (an unnamed file in it), a file, a block device, or `memory`
-    /// [default: $TMPDIR or /var/tmp]
-    #[arg(long, env = "SEALBLK_BACKING", value_name = "DIR|FILE|BLOCKDEV|memory")]
-    backing: Option<String>,
-
-    /// Give space back on trim and zeros; `off` hides which sectors are used [default: on]
-    #[arg(long, value_name = "on|off")]
-    discard: Option<Switch>,
-
-    /// Read and write the backing past the page cache (O_DIRECT): for volumes larger than memory, which would only
-    /// push other data out of it [default: off]
-    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
-    direct: Option<Switch>,
-
-    /// Refuse writes
-    #[arg(long)]
-    read_only: bool,
-
-    /// Code that enciphers [default: aws-lc]
-    #[arg(long)]
-    cipher: Option<CipherCode>,
+    #[command(flatten)]
+    storage: StorageArgs,
 
     /// Append the teardown record to FILE instead of printing it
     #[arg(long, value_name = "FILE")]
@@ -143,14 +120,6 @@ pub(super) struct RunArgs {
     command: Vec<String>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum CipherCode {
-    /// AWS-LC, with the CPU's AES instructions
-    AwsLc,
-    /// Plain Rust
-    Portable,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WhenUnusable {
     /// Go on serving
@@ -164,15 +133,7 @@ enum WhenUnusable {
 impl RunArgs {
     /// Takes from the file what no flag or variable said.
     fn inherit(&mut self, config: &Config) {
-        let file = &config.settings.defaults;
-        fall_back(&mut self.backing, &file.backing, |BackingText(text)| text.clone());
-        fall_back(&mut self.sector_size, &file.sector_size, |Sector(size)| size.to_string());
-        fall_back(&mut self.discard, &file.discard, |on| Switch::from(*on));
-        fall_back(&mut self.direct, &file.direct, |on| Switch::from(*on));
-        fall_back(&mut self.cipher, &file.cipher, |cipher| match cipher {
-            Cipher::AwsLc => CipherCode::AwsLc,
-            Cipher::Portable => CipherCode::Portable,
-        });
+        self.storage.inherit(config);
         let watch = &config.settings.watch;
         fall_back(&mut self.watch_key, &watch.interval, ToString::to_string);
         fall_back(&mut self.when_key_unusable, &watch.when_key_unusable, |what| match what {
@@ -189,7 +150,7 @@ impl RunArgs {
     fn source(&self) -> Result<Source, Failure> {
         let Some(path) = &self.envelope else {
             let size = self.size.as_deref().unwrap_or_default();
-            let layout = layout(size, self.sector_size.as_deref())?;
+            let layout = layout(size, self.storage.sector_size())?;
             let (request, envelope) = (self.kms.key_request()?, self.durable.clone());
             return Ok(Source::New(NewKey { layout, request, envelope }));
         };
@@ -284,23 +245,15 @@ impl RunArgs {
         let listen = self.clients.listen()?;
         let mut terms = self.clients.terms()?;
         terms.open = self.is_open();
-        let backing = match &self.backing {
-            Some(text) => Backing::from_argument(text)?,
-            None => {
-                Backing::Directory(std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into()).into())
-            }
-        };
+        let backing = self.storage.backing()?;
         self.require_apart(&backing)?;
         let provider = match source {
             Source::New(_) => self.kms.provider(&state)?,
             Source::Envelope(envelope) => self.kms.provider_of(&envelope.document, &state)?,
         };
         Ok(Specification {
-            options: Options { read_only: self.read_only, discard: self.discard != Some(Switch::Off) },
-            implementation: match self.cipher {
-                None | Some(CipherCode::AwsLc) => Implementation::AwsLc,
-                Some(CipherCode::Portable) => Implementation::Portable,
-            },
+            options: self.storage.options(source.is_durable())?,
+            implementation: self.storage.implementation(),
             provider,
             listen,
             terms,
@@ -310,7 +263,7 @@ impl RunArgs {
             restartable: self.restartable,
             control: self.control()?,
             backing,
-            direct: self.direct == Some(Switch::On),
+            direct: self.storage.is_direct(),
             audit: AuditLog::open(&state)?,
             state,
             helper: options::helper(),

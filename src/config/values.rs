@@ -264,18 +264,6 @@ impl TryFrom<Vec<ClientName>> for ClientNames {
     }
 }
 
-/// When TLS is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TlsMode {
-    /// Never.
-    Off,
-    /// With clients that ask for it.
-    On,
-    /// With all.
-    Require,
-}
-
 /// 4096 or 512 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "i64")]
@@ -291,16 +279,6 @@ impl TryFrom<i64> for Sector {
             _ => Err(format!("{number} is neither 4096 nor 512")),
         }
     }
-}
-
-/// Code that enciphers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cipher {
-    /// AWS-LC.
-    AwsLc,
-    /// Plain Rust.
-    Portable,
 }
 
 /// How often something is done.
@@ -341,18 +319,6 @@ impl TryFrom<String> for Interval {
         })?;
         Ok(Self::Every(Duration::from_secs(seconds)))
     }
-}
-
-/// What is done with a volume whose KMS key cannot be used any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KeyUnusable {
-    /// It goes on.
-    Keep,
-    /// Its I/O waits.
-    Freeze,
-    /// It ends.
-    Detach,
 }
 
 /// An encryption context: a table of strings, or Spark's form `key1:value1,key2:value2`. Empty means none.

@@ -155,6 +155,10 @@ impl Store for FileStore {
     }
 
     fn prefetch(&self, range: ByteRange) {
+        // Past the page cache, nobody would look there for it.
+        if self.direct.is_some() {
+            return;
+        }
         let fetched =
             range.pieces(WINDOW).take_while(|piece| piece.start() - range.start() < MOST_PREFETCHED);
         for piece in fetched {

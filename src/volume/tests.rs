@@ -19,7 +19,7 @@ fn volume_over(store: Box<dyn Store>, sector: SectorSize, discard: bool) -> Encr
     let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
     let cipher = Implementation::AwsLc.cipher(&key, sector);
     let size = VolumeSize::new(SIZE as u64, sector).unwrap();
-    EncryptedVolume::new(store, cipher, size, Options { read_only: false, discard })
+    EncryptedVolume::new(store, cipher, size, Options { read_only: false, discard, flush: true })
 }
 
 fn volume_in_memory() -> EncryptedVolume {
@@ -103,11 +103,14 @@ fn a_sector_is_not_read_while_it_is_written_by_halves() {
         std::thread::scope(|scope| {
             scope.spawn(|| volume.write(0, &mut vec![2; length], false).unwrap());
             reader.recv().unwrap();
-            let mut data = vec![0; 8000];
-            assert!(!volume.read_now(0, &mut data[..4096], &mut Extents::default()).unwrap());
-            volume.read(0, &mut data, &mut Extents::default()).unwrap();
+            let mut data = vec![0; 16384];
+            let mut read_now = |at: usize| {
+                volume.read_now(at as u64, &mut data[at..at + 4096], &mut Extents::default()).unwrap()
+            };
+            assert!(!read_now(0) && read_now(12288));
+            volume.read(0, &mut data[..8000], &mut Extents::default()).unwrap();
             assert!(data[..4096].iter().all(|byte| *byte == 2), "{:?}", &data[..4096]);
-            assert!(data[4096..].iter().all(|byte| usize::from(*byte) == (length - 4096) / 2048));
+            assert!(data[4096..8000].iter().all(|byte| usize::from(*byte) == (length - 4096) / 2048));
         });
     }
 }
@@ -121,8 +124,12 @@ fn ciphertext(sector: SectorSize, use_it: impl FnOnce(&EncryptedVolume)) -> Vec<
     let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
     let cipher = Implementation::Portable.cipher(&key, sector);
     let size = VolumeSize::new(SIZE as u64, sector).unwrap();
-    let volume =
-        EncryptedVolume::new(Box::new(store), cipher, size, Options { read_only: false, discard: false });
+    let volume = EncryptedVolume::new(
+        Box::new(store),
+        cipher,
+        size,
+        Options { read_only: false, discard: false, flush: true },
+    );
     use_it(&volume);
     std::fs::read(path).unwrap()
 }
@@ -205,6 +212,19 @@ fn a_failed_flush_is_never_forgotten() {
     let volume = volume_that_fails(ForgetfulStore { fails: true.into(), full: false });
     assert!(matches!(volume.write(3, &mut [1; 5], true), Err(BlockError::Io(_))));
     assert!(matches!(volume.flush(), Err(BlockError::LostWrites)));
+}
+
+#[test]
+fn a_flush_that_is_ignored_does_not_reach_the_store() {
+    let volume = volume_that_fails(ForgetfulStore { fails: true.into(), full: false });
+    let volume = EncryptedVolume { options: Options { flush: false, ..volume.options }, ..volume };
+    volume.flush().unwrap();
+    for (offset, length) in [(0, 512), (3, 5)] {
+        volume.write(offset, &mut vec![1; length], true).unwrap();
+    }
+    volume.write_zeroes(0, 512, Zeroes { may_discard: true, fast: false }, true).unwrap();
+    volume.trim(0, 512, true).unwrap();
+    assert!(!volume.past().flush_failed, "the store that would have failed was not asked");
 }
 
 #[test]

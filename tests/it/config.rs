@@ -246,6 +246,7 @@ fn the_settings_in_force_and_where_each_comes_from() {
         ("encryption.context", json!({ "team": "file", "stage": "test" }), file(3)),
         ("defaults.sector_size", json!(512), file(7)),
         ("defaults.discard", json!(true), json!("default")),
+        ("defaults.flush", json!("honour"), json!("default")),
         ("kms.deadline", json!(60), json!("default")),
     ] {
         let row = rows.iter().find(|row| row["setting"] == name).unwrap_or_else(|| panic!("{name}"));

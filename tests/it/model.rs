@@ -103,6 +103,14 @@ fn past_the_page_cache() {
     }
 }
 
+#[test]
+fn with_flushes_ignored() {
+    for cell in cells("with_flushes_ignored").step_by(3) {
+        let lab = Lab::new();
+        cell.check(cell.start(&lab, &["--backing=/var/tmp", "--flush=ignore"]));
+    }
+}
+
 /// A named file, which keeps a durable volume: another run serves it read-only.
 #[test]
 fn in_a_file_and_then_read_only() {

@@ -150,7 +150,7 @@ impl Rest<'_> {
             } else {
                 session.option(header.code, data.as_deref())
             };
-            // Before the answer: whoever has it has been let in, whatever comes to the server next.
+            // Before the answer: whoever has it keeps its place, whichever client comes next.
             if matches!(answer.then, Then::Transmit(..)) && !(self.settle)() {
                 return Ok(Step::Over);
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use crate::enveloped::{facts, kms};
-use crate::leavings::{World, live_grants};
+use crate::leavings::{World, live_grants, refused_at_once};
 use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text, tool, wait};
 
 fn provisioned(args: &[&str]) -> Lab {
@@ -205,6 +205,18 @@ fn a_durable_volume_has_to_be_sealed() {
     assert!(!lab.path("backing").exists());
     assert_succeeds(&run(&lab, &["--backing", "backing"]));
     assert_succeeds(&run(&lab, &["--seal", "off", "--backing", "backing"]));
+}
+
+/// A scratch volume's data dies with its key; a durable one's is there to stay.
+#[test]
+fn flushes_of_a_durable_volume_are_not_ignored() {
+    let words = ["error: flushes", "durable", "--flush honour"];
+    refused_at_once(&["--size=1M", "--durable=envelope", "--backing=file", "--flush=ignore"], 2, &words);
+    let lab = provisioned(&["--durable"]);
+    refused(&lab, &["--flush=ignore", "--backing", "backing"], 2, &words);
+    assert_succeeds(&run(&lab, &["--backing", "backing"]));
+    assert_succeeds(&run(&lab, &["--flush=ignore", "--read-only", "--backing", "backing"]));
+    assert_succeeds(&run(&provisioned(&[]), &["--flush=ignore"]));
 }
 
 #[test]

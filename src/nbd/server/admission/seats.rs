@@ -85,7 +85,7 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// What returns when another client has got this seat; never once it is settled.
+    /// What returns when another client has got this seat; never once it is settled. To be asked for once.
     pub(super) fn lost(&mut self) -> impl Future<Output = ()> + use<> {
         let left = self.left.take();
         async move {
@@ -94,7 +94,7 @@ impl Seat {
                 None => false,
             };
             if !is_lost {
-                std::future::pending().await
+                std::future::pending().await;
             }
         }
     }
