@@ -89,13 +89,12 @@ impl Seat {
     pub(super) fn lost(&mut self) -> impl Future<Output = ()> + use<> {
         let left = self.left.take();
         async move {
-            let is_lost = match left {
-                Some(left) => left.await.is_ok(),
-                None => false,
-            };
-            if !is_lost {
-                std::future::pending().await;
+            if let Some(left) = left
+                && left.await.is_ok()
+            {
+                return;
             }
+            std::future::pending::<()>().await;
         }
     }
 
