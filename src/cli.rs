@@ -1,6 +1,7 @@
 //! Commands and flags; how a failure becomes an exit code.
 
 mod audit;
+mod bench;
 mod clients;
 mod config;
 mod envelopes;
@@ -86,6 +87,8 @@ enum Command {
     Preflight(Box<preflight::PreflightArgs>),
     /// Print least-privilege policies for provisioner and host
     Policy(policy::PolicyArgs),
+    /// Measure this host's cipher and a connection to itself, and say what limits them
+    Bench(bench::BenchArgs),
     /// Print a shell's completions
     Completions(manual::CompletionsArgs),
     /// Write man pages
@@ -156,6 +159,7 @@ fn run_command(mut cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> 
         Command::Config(args) => config::config(*args, &config, matches, &state()?, json),
         Command::Preflight(args) => preflight::preflight(*args, &config, &state()?, json),
         Command::Policy(args) => policy::policy(&args, json),
+        Command::Bench(args) => bench::bench(&args, json),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }

@@ -3,6 +3,7 @@
 //! The library holds everything but the parsing of flags. docs/architecture.md has the table of layers.
 
 pub mod audit;
+pub mod bench;
 pub mod block;
 pub mod cli;
 pub mod config;

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::audit::AuditError;
+use crate::bench::BenchError;
 use crate::config::{ConfigError, FileError};
 use crate::control::ControlError;
 use crate::descriptors::DescriptorError;
@@ -41,6 +42,9 @@ pub enum Failure {
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Measuring.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// Descriptors that were left for this process.
     #[error(transparent)]
     Descriptors(#[from] DescriptorError),
@@ -80,6 +84,7 @@ impl Failure {
             Self::Control(error) => control_code(error),
             Self::Kms(error) => kms_code(error.class),
             Self::Tls(error) => tls_code(error),
+            Self::Bench(error) => bench_code(error),
             Self::Descriptors(error) => descriptor_code(error),
             Self::File { .. } | Self::Audit(_) => 7,
             Self::Process { .. } | Self::Leftovers(_) | Self::Damaged(_) => 1,
@@ -105,23 +110,38 @@ fn config_code(error: &ConfigError) -> u8 {
 fn engine_code(error: &EngineError) -> u8 {
     match error {
         EngineError::Kms(error) => kms_code(error.class),
-        EngineError::Store(error) => match error {
-            StoreError::Io { .. }
-            | StoreError::InUse(_)
-            | StoreError::TooSmall { .. }
-            | StoreError::HoldsData(_)
-            | StoreError::WrongKind(_)
-            | StoreError::ReadOnly(_)
-            | StoreError::NoDirect { .. }
-            | StoreError::Alignment { .. }
-            | StoreError::Full(_) => 7,
-        },
+        EngineError::Store(error) => store_code(error),
         EngineError::Envelope(error) => envelope_code(error),
         EngineError::Listen(error) => listen_code(error),
         EngineError::Context(error) => context_code(error),
         EngineError::Secret(error) => secret_code(error),
         EngineError::Handover(error) => handover_code(error),
         EngineError::Fleeting => 2,
+    }
+}
+
+fn store_code(error: &StoreError) -> u8 {
+    match error {
+        StoreError::Io { .. }
+        | StoreError::InUse(_)
+        | StoreError::TooSmall { .. }
+        | StoreError::HoldsData(_)
+        | StoreError::WrongKind(_)
+        | StoreError::ReadOnly(_)
+        | StoreError::NoDirect { .. }
+        | StoreError::Alignment { .. }
+        | StoreError::Full(_) => 7,
+    }
+}
+
+fn bench_code(error: &BenchError) -> u8 {
+    match error {
+        BenchError::Secret(error) => secret_code(error),
+        BenchError::Store(error) => store_code(error),
+        BenchError::Listen(error) => listen_code(error),
+        BenchError::Geometry(_) => 2,
+        BenchError::Fill(_) => 7,
+        BenchError::Cipher(_) | BenchError::Io { .. } | BenchError::Stopped => 1,
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod audit;
 mod bad_input;
+mod bench;
 mod bench_jobs;
 mod certificates;
 mod ciphertext;

@@ -92,6 +92,7 @@ fn help_for_every_command() {
         "config",
         "policy",
         "preflight",
+        "bench",
         "completions",
         "man",
     ]
@@ -120,6 +121,7 @@ fn usage_errors() {
         (&["run", "--size", "1M", "--cipher", "rot13"], "rot13"),
         (&["run", "--size", "1M", "stray"], "stray"),
         (&["kms", "schedule-deletion", "--days", "6"], "7..=30"),
+        (&["bench", "--seconds", "0"], "1..=60"),
         (&["--log", "loud", "gc"], "loud"),
     ] {
         assert_fails(&finish(lab.sealblk(args)), 2, &[word]);
