@@ -34,6 +34,7 @@ mod memory;
 mod model;
 mod peer;
 mod policies;
+mod power_cut;
 mod preflight;
 mod raw;
 mod remote_kms;

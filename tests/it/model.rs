@@ -9,7 +9,7 @@
 mod disk;
 mod driver;
 mod operation;
-mod random;
+pub(crate) mod random;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -25,9 +25,9 @@ use crate::support::{Lab, Volume};
 const SIZE: u64 = (72 << 20) + (3 << 12);
 /// Steps of the model on each volume; some are many requests.
 const STEPS: usize = 450;
-const SEED: &str = "SEALBLK_MODEL_SEED";
+pub(crate) const SEED: &str = "SEALBLK_MODEL_SEED";
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     match std::env::var(SEED) {
         Ok(text) => u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("a hexadecimal number"),
         Err(_) => RandomState::new().build_hasher().finish(),

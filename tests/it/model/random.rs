@@ -1,14 +1,14 @@
 //! Numbers that look random and can be had again.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(super) fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -16,21 +16,21 @@ impl Random {
     }
 
     /// At least 0, and less than `end`.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.number() % end
     }
 
     /// True once in `times`, on average.
-    pub(super) fn once_in(&mut self, times: u64) -> bool {
+    pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
-    pub(super) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len() as u64) as usize]
     }
 
     /// `length` bytes that differ from each other and from what another seed gives.
-    pub(super) fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(seed: u64, length: usize) -> Vec<u8> {
         let mut random = Self(seed);
         let mut bytes = Vec::with_capacity(length + 8);
         while bytes.len() < length {
