@@ -241,8 +241,9 @@ impl EncryptedVolume {
 
     fn discard_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
         for piece in body.pieces(REGION) {
-            self.go_on()?;
             let _writing = self.ranges.hold(piece, Use::Write);
+            // After the wait, which may be long where many discard the same.
+            self.go_on()?;
             self.store.discard(piece)?;
         }
         Ok(())

@@ -8,10 +8,11 @@
 //!
 //! So every request holds the range of whole sectors that it reads or writes: reads share it, writes and changes have
 //! it to themselves. Whoever overlaps waits, in the order of arrival; all others go on. The volume is divided into
-//! regions, whose ranges are kept in lists of their own: a list is locked for as long as it takes to look through the
-//! requests that are being served in its regions, a few dozen at most.
+//! regions, whose ranges are kept in lists of their own. A list is locked only to look through the requests that are
+//! being served in its regions: no more than there are threads, and a handful but for a client that means harm.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 
 use crate::geometry::ByteRange;
 
@@ -34,57 +35,72 @@ pub(super) struct Ranges {
     lists: Box<[List]>,
 }
 
+/// Apart from the next one by more than a cache line, and the one that is fetched with it.
 #[derive(Default)]
-struct List {
-    held: Mutex<Held>,
-    /// Told whenever a range is released that somebody waits for.
-    released: Condvar,
-}
+#[repr(align(128))]
+struct List(Mutex<Entries>);
 
 #[derive(Default)]
-struct Held {
+struct Entries {
     /// In the order of arrival.
     entries: Vec<Entry>,
     last: u64,
-    /// Threads that wait.
-    waiting: usize,
 }
 
 struct Entry {
     number: u64,
     range: ByteRange,
     purpose: Use,
+    /// Those before it that it waits for.
+    in_the_way: usize,
+    /// Who waits, until nobody is in the way.
+    waits: Option<Thread>,
 }
 
-impl Held {
-    /// True if nobody who came before `number` is in the way.
-    fn is_free(&self, number: u64, range: ByteRange, purpose: Use) -> bool {
-        let before = self.entries.iter().take_while(|entry| entry.number != number);
-        !before.into_iter().any(|entry| {
-            let overlaps = entry.range.start() < range.end() && range.start() < entry.range.end();
-            overlaps && (purpose == Use::Write || entry.purpose == Use::Write)
-        })
+impl Entry {
+    fn conflicts(&self, range: ByteRange, purpose: Use) -> bool {
+        let overlaps = self.range.start() < range.end() && range.start() < self.range.end();
+        overlaps && (purpose == Use::Write || self.purpose == Use::Write)
+    }
+}
+
+impl Entries {
+    fn in_the_way(&self, range: ByteRange, purpose: Use) -> usize {
+        self.entries.iter().filter(|entry| entry.conflicts(range, purpose)).count()
     }
 
-    fn enter(&mut self, range: ByteRange, purpose: Use) -> u64 {
+    fn enter(&mut self, range: ByteRange, purpose: Use, in_the_way: usize) -> u64 {
         self.last += 1;
-        self.entries.push(Entry { number: self.last, range, purpose });
+        let waits = (in_the_way > 0).then(std::thread::current);
+        self.entries.push(Entry { number: self.last, range, purpose, in_the_way, waits });
         self.last
+    }
+
+    fn waits(&self, number: u64) -> bool {
+        self.entries.iter().any(|entry| entry.number == number && entry.in_the_way > 0)
+    }
+
+    /// Lets those go on that waited for nobody else.
+    fn leave(&mut self, number: u64) {
+        let Some(place) = self.entries.iter().position(|entry| entry.number == number) else { return };
+        let left = self.entries.remove(place);
+        for later in &mut self.entries[place..] {
+            if later.conflicts(left.range, left.purpose) {
+                later.in_the_way -= 1;
+                if later.in_the_way == 0
+                    && let Some(thread) = later.waits.take()
+                {
+                    thread.unpark();
+                }
+            }
+        }
     }
 }
 
 impl List {
     // Nothing that can panic happens to a list halfway.
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn try_lock(&self) -> Option<MutexGuard<'_, Held>> {
-        match self.held.try_lock() {
-            Ok(held) => Some(held),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,38 +123,34 @@ impl Ranges {
     /// Whole sectors of one region; waits for whoever has them.
     pub(super) fn hold(&self, range: ByteRange, purpose: Use) -> Hold<'_> {
         let list = self.list(range);
-        let mut held = list.lock();
-        let number = held.enter(range, purpose);
+        let mut entries = list.lock();
+        let in_the_way = entries.in_the_way(range, purpose);
+        let number = entries.enter(range, purpose, in_the_way);
+        drop(entries);
         let hold = Hold { list, number };
-        if !held.is_free(number, range, purpose) {
-            held.waiting += 1;
-            let wait = |held: &mut Held| !held.is_free(number, range, purpose);
-            held = list.released.wait_while(held, wait).unwrap_or_else(PoisonError::into_inner);
-            held.waiting -= 1;
+        if in_the_way > 0 {
+            while list.lock().waits(number) {
+                std::thread::park();
+            }
         }
-        drop(held);
         hold
     }
 
-    /// The same, if nobody has to be waited for.
+    /// The same, if no other request has to be waited for.
     pub(super) fn hold_now(&self, range: ByteRange, purpose: Use) -> Option<Hold<'_>> {
         let list = self.list(range);
-        let mut held = list.try_lock()?;
-        if !held.is_free(u64::MAX, range, purpose) {
+        let mut entries = list.lock();
+        if entries.in_the_way(range, purpose) > 0 {
             return None;
         }
-        let number = held.enter(range, purpose);
+        let number = entries.enter(range, purpose, 0);
         Some(Hold { list, number })
     }
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        let mut held = self.list.lock();
-        held.entries.retain(|entry| entry.number != self.number);
-        if held.waiting > 0 {
-            self.list.released.notify_all();
-        }
+        self.list.lock().leave(self.number);
     }
 }
 
@@ -177,7 +189,7 @@ mod tests {
         let ranges = &Ranges::new();
         let order = &AtomicUsize::new(0);
         let waiting = |count| {
-            while ranges.lists[0].lock().waiting < count {
+            while ranges.lists[0].lock().entries.iter().filter(|entry| entry.in_the_way > 0).count() < count {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };

@@ -215,6 +215,13 @@ fn a_failed_flush_is_never_forgotten() {
 }
 
 #[test]
+fn a_predecessor_that_says_nothing_of_flushes_honoured_them() {
+    let told = |text: &str| serde_json::from_str::<Options>(text).unwrap().flush;
+    assert!(told(r#"{"read_only":false,"discard":true}"#));
+    assert!(!told(r#"{"read_only":false,"discard":true,"flush":false,"later":1}"#));
+}
+
+#[test]
 fn a_flush_that_is_ignored_does_not_reach_the_store() {
     let volume = volume_that_fails(ForgetfulStore { fails: true.into(), full: false });
     let volume = EncryptedVolume { options: Options { flush: false, ..volume.options }, ..volume };

@@ -102,7 +102,8 @@ impl StorageArgs {
         let flush = self.flush != Some(Flush::Ignore);
         if is_durable && !flush && !self.read_only {
             return Err(Failure::Usage(
-                "flushes are not ignored for a durable volume, which is there to outlive a crash: use --flush honour"
+                "flushes are not ignored for a durable volume, which is there to outlive a crash: use --flush honour, \
+                 whatever the configuration says"
                     .into(),
             ));
         }
