@@ -198,10 +198,17 @@ fn ten_times_under_load_with_a_key_that_is_disabled() {
     });
 }
 
-/// A copy of the program that a test may replace.
+/// A copy of the program that a test may replace. Not made by this process: what another test starts meanwhile would
+/// have the copy open for writing too, until it is executed itself, and until then nobody may execute the copy.
+fn copy_program(to: &Path) {
+    let mut copy = tool("cp");
+    copy.arg(env!("CARGO_BIN_EXE_sealblk")).arg(to);
+    assert_succeeds(&finish(copy));
+}
+
 fn installed(lab: &Lab) -> PathBuf {
     let program = lab.path("bin");
-    std::fs::copy(env!("CARGO_BIN_EXE_sealblk"), &program).unwrap();
+    copy_program(&program);
     program
 }
 
@@ -231,7 +238,7 @@ fn an_upgrade_takes_the_new_file_of_the_old_name() {
     let load = Load::start(&lab, &volume.uri, 1, 64);
     for _ in 0..2 {
         let new = lab.path("bin.new");
-        std::fs::copy(env!("CARGO_BIN_EXE_sealblk"), &new).unwrap();
+        copy_program(&new);
         std::fs::rename(new, &program).unwrap();
         assert_ne!(program_of(&volume), program, "the old file is still run, without a name");
         reexecute(&mut volume);
@@ -262,7 +269,7 @@ fn stays(what: &str, break_it: impl Fn(&Path)) {
     assert_eq!(program_of(&volume), running, "{what}");
     // It is as restartable as before.
     let new = lab.path("bin.new");
-    std::fs::copy(env!("CARGO_BIN_EXE_sealblk"), &new).unwrap();
+    copy_program(&new);
     std::fs::rename(new, &program).unwrap();
     reexecute(&mut volume);
     let (status, record) = volume.stop();
