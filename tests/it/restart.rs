@@ -24,9 +24,12 @@ pub(crate) const SIGUSR2: i32 = 12;
 
 /// fio at work on a volume, with verification.
 pub(crate) struct Load {
+    command: Command,
     child: Child,
     output: PathBuf,
     jobs: usize,
+    /// How often it has begun.
+    runs: usize,
 }
 
 impl Load {
@@ -34,24 +37,34 @@ impl Load {
     pub(crate) fn start(lab: &Lab, uri: &str, jobs: usize, mebibytes: usize) -> Self {
         let share = mebibytes / jobs;
         let output = lab.path("fio");
-        let child = tool("fio")
+        let mut command = tool("fio");
+        command
             .args(["--name=v", "--ioengine=nbd", "--rw=randrw", "--bsrange=512-256k", "--iodepth=16"])
             .args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0"])
             .args([format!("--size={share}M"), format!("--offset_increment={share}M")])
             .args([format!("--numjobs={jobs}"), format!("--uri={uri}")])
             .arg(format!("--output={}", output.display()))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, output, jobs }
+            .stdout(Stdio::null());
+        let child = command.spawn().unwrap();
+        Self { command, child, output, jobs, runs: 1 }
     }
 
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+    /// Begins again if it is at its end.
+    fn keep_up(&mut self) {
+        if self.child.try_wait().unwrap().is_some() {
+            self.check();
+            self.child = self.command.spawn().unwrap();
+            self.runs += 1;
+        }
     }
 
-    /// To its end: no error, no byte wrong, and something was written.
-    pub(crate) fn assert_unharmed(mut self) {
+    /// To its end: no error, no byte wrong, and something was written. Returns how often it has begun.
+    pub(crate) fn assert_unharmed(mut self) -> usize {
+        self.check();
+        self.runs
+    }
+
+    fn check(&mut self) {
         let status = wait(&mut self.child);
         let report = std::fs::read_to_string(&self.output).unwrap_or_default();
         assert!(status.success(), "{status}: {report}");
@@ -123,6 +136,12 @@ fn assert_orderly(record: &Value, restarts: usize) {
     }
 }
 
+fn restart_under(load: &mut Load, volume: &mut Volume) {
+    load.keep_up();
+    std::thread::sleep(Duration::from_millis(200));
+    reexecute(volume);
+}
+
 /// Ten restarts while fio writes and verifies.
 fn ten_times_under_load(listen: &str, jobs: usize, backing: &str, meanwhile: impl FnOnce(&Lab, &Volume)) {
     let lab = Lab::new();
@@ -135,22 +154,23 @@ fn ten_times_under_load(listen: &str, jobs: usize, backing: &str, meanwhile: imp
     assert_succeeds(&finish(size(&volume.uri)));
     let before = open_files(&volume);
     let mut load = Load::start(&lab, &volume.uri, jobs, 256);
-    std::thread::sleep(Duration::from_millis(200));
-    reexecute(&mut volume);
-    assert!(load.is_running(), "the first restart was to be under load");
+    restart_under(&mut load, &mut volume);
     meanwhile(&lab, &volume);
     for _ in 1..10 {
-        std::thread::sleep(Duration::from_millis(200));
-        reexecute(&mut volume);
+        restart_under(&mut load, &mut volume);
     }
-    load.assert_unharmed();
+    let runs = load.assert_unharmed();
     assert_eventually_open(&volume, &before);
     let volume_id = volume.serving["volume"].clone();
     let (status, record) = volume.stop();
     assert!(status.success(), "{record}");
     assert_orderly(&record, 10);
     // Each job of fio's asks for the size in a connection of its own.
-    assert_eq!((&record["volume"], &record["connections"]), (&volume_id, &(1 + 2 * jobs).into()), "{record}");
+    assert_eq!(
+        (&record["volume"], &record["connections"]),
+        (&volume_id, &(1 + 2 * jobs * runs).into()),
+        "{record}"
+    );
     assert!(record["bytes_written"].as_u64() > Some(16 << 20), "{record}");
     assert_eq!(lab.journals(), Vec::<PathBuf>::new());
     let left: Vec<_> = std::fs::read_dir(lab.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
