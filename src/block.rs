@@ -1,6 +1,10 @@
 //! What an export serves: a block device, as the NBD server sees it.
 
+mod lane;
+
 use std::io;
+
+pub use lane::{DEPTH, Direction, Event, Lane, Pages, Readiness, Transfer};
 
 /// A device of bytes that several connections use at once. Every method may be called from any thread.
 ///
@@ -77,6 +81,12 @@ pub trait BlockDevice: Send + Sync {
     /// A [`BlockError`]; [`BlockError::NotSupported`] only if `how.fast` is set and it would be no quicker than
     /// writing.
     fn write_zeroes(&self, offset: u64, length: u64, how: Zeroes, durable: bool) -> Result<(), BlockError>;
+
+    /// Requests that are under way at once, for the thread that calls this and keeps it; `None` where it is as good to
+    /// wait for each.
+    fn lane(&self) -> Option<Box<dyn Lane + '_>> {
+        None
+    }
 
     /// Ends long requests before they are done, with [`BlockError::Stopped`]: the server's time is over.
     fn stop(&self);

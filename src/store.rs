@@ -15,6 +15,7 @@ pub use file::FileStore;
 
 use crate::block::Extents;
 use crate::geometry::ByteRange;
+use crate::ring::Ring;
 
 /// Ciphertext at offsets. All ranges lie inside the store; the volume sees to that.
 ///
@@ -34,6 +35,12 @@ pub trait Store: Send + Sync {
     /// True if [`Store::write`] never waits for a medium.
     fn writes_at_once(&self) -> bool {
         false
+    }
+
+    /// Transfers under way at once, for the calling thread: each does what [`Store::read`] or [`Store::write`] would.
+    /// `None` where it is as good to wait for each.
+    fn ring(&self) -> Option<Ring<'_>> {
+        None
     }
 
     /// Appends to `extents` what `range` consists of, from its start, and at least one byte of it: at most `most`

@@ -7,6 +7,7 @@
 //! Requests at any byte offset are served, in any number at once: `ranges` keeps apart those that overlap.
 
 mod holes;
+mod lane;
 mod ranges;
 mod scratch;
 
@@ -15,9 +16,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use self::holes::{is_hole, whole_sectors};
+use self::lane::VolumeLane;
 use self::ranges::{REGION, Ranges, Use};
 use self::scratch::Scratch;
-use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
+use crate::block::{BlockDevice, BlockError, Extents, Features, Lane, Zeroes};
 use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
 use crate::store::Store;
 use crate::xts::SectorCipher;
@@ -373,6 +375,10 @@ impl BlockDevice for EncryptedVolume {
         }
         self.change_part(tail, |target| target.fill(0))?;
         if durable { self.flush() } else { Ok(()) }
+    }
+
+    fn lane(&self) -> Option<Box<dyn Lane + '_>> {
+        VolumeLane::of(self).map(|lane| Box::new(lane) as Box<dyn Lane + '_>)
     }
 
     fn stop(&self) {

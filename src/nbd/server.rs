@@ -31,6 +31,7 @@ mod request;
 mod seldom;
 mod socket;
 mod tls;
+mod traffic;
 mod worker;
 
 use std::collections::HashMap;

@@ -17,6 +17,7 @@ use super::Store;
 use super::error::StoreError;
 use crate::block::Extents;
 use crate::geometry::ByteRange;
+use crate::ring::Ring;
 
 /// Most bytes that one hint fetches: a READ is no longer.
 const MOST_PREFETCHED: u64 = 64 << 20;
@@ -35,6 +36,8 @@ pub struct FileStore {
     cannot_tell: AtomicBool,
     in_memory: bool,
     direct: Option<Direct>,
+    /// Set by the first attempt to have a ring that the kernel refuses.
+    no_ring: AtomicBool,
 }
 
 impl FileStore {
@@ -45,8 +48,8 @@ impl FileStore {
         let in_memory = is_file && fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
         // In memory, there is nothing to pass by.
         let direct = if in_memory { None } else { Direct::of(&file) };
-        let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { file, cannot_punch, cannot_tell, in_memory, direct }
+        let [cannot_punch, cannot_tell, no_ring] = [(); 3].map(|()| AtomicBool::new(false));
+        Self { file, cannot_punch, cannot_tell, in_memory, direct, no_ring }
     }
 
     /// Past the page cache from now on, in whole sectors of `sector` bytes. `path` is the file's.
@@ -134,6 +137,19 @@ impl Store for FileStore {
 
     fn writes_at_once(&self) -> bool {
         self.in_memory
+    }
+
+    fn ring(&self) -> Option<Ring<'_>> {
+        // What the page cache has is there sooner without.
+        if self.direct.is_none() || self.no_ring.load(Ordering::Relaxed) {
+            return None;
+        }
+        let refused = |error: &io::Error| {
+            if !self.no_ring.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%error, "io_uring cannot be used here: threads that wait do its work, and need more processor time");
+            }
+        };
+        Ring::new(&self.file).inspect_err(refused).ok()
     }
 
     fn extents(&self, range: ByteRange, most: usize, extents: &mut Extents) -> io::Result<()> {

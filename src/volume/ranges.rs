@@ -104,7 +104,8 @@ impl List {
     }
 }
 
-/// A range that is held, until it is dropped. A thread holds one at a time, so nobody waits in a circle.
+/// A range that is held, until it is dropped. A thread that waits for one has no other, so nobody
+/// waits in a circle.
 #[must_use = "the range is released at once"]
 pub(super) struct Hold<'a> {
     list: &'a List,

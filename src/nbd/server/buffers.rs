@@ -13,12 +13,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use zeroize::Zeroizing;
+use crate::block::Pages;
 
 /// Bytes that move in one piece; the largest buffer.
 pub(super) const PIECE: usize = 1 << 20;
-/// Where buffers begin: at multiples of this, for which each has as many bytes more.
-const PAGE: usize = 4096;
 /// The smallest buffer.
 pub(super) const SMALL: usize = 16 << 10;
 /// Sizes of buffers: most requests are either as small as a page, or as large as a kernel sends them by default.
@@ -59,25 +57,10 @@ pub(super) struct Pool {
     returned: Condvar,
 }
 
-/// Memory of a buffer: from `start` on, which is at the beginning of a page, as I/O past the page cache wants it.
-#[derive(Default)]
-struct Bytes {
-    all: Zeroizing<Box<[u8]>>,
-    start: usize,
-}
-
-impl Bytes {
-    fn new(size: usize) -> Self {
-        let all = Zeroizing::new(vec![0; size + PAGE].into_boxed_slice());
-        let start = all.as_ptr().align_offset(PAGE);
-        Self { all, start }
-    }
-}
-
 #[derive(Default)]
 struct Shelf {
     /// Buffers that nobody uses, by size.
-    free: [Vec<Bytes>; SIZES.len()],
+    free: [Vec<Pages>; SIZES.len()],
     /// Bytes of all buffers, free or borrowed.
     held: usize,
     waiting: bool,
@@ -87,7 +70,7 @@ struct Shelf {
 pub(super) struct Buffer<'a> {
     pool: &'a Pool,
     class: usize,
-    bytes: Bytes,
+    pages: Pages,
     length: usize,
 }
 
@@ -102,35 +85,35 @@ impl Pool {
     pub(super) fn borrow(&self, length: usize) -> Buffer<'_> {
         let class = class(length);
         let mut shelf = self.shelf();
-        let bytes = loop {
-            if let Some(bytes) = shelf.free[class].pop() {
-                break bytes;
+        let pages = loop {
+            if let Some(pages) = shelf.free[class].pop() {
+                break pages;
             }
             if self.charge(&mut shelf, SIZES[class]) {
                 drop(shelf);
-                break Bytes::new(SIZES[class]);
+                break Pages::new(SIZES[class]);
             }
             if !self.drop_free(&mut shelf, 0) {
                 shelf.waiting = true;
                 shelf = self.returned.wait(shelf).unwrap_or_else(PoisonError::into_inner);
             }
         };
-        Buffer { pool: self, class, bytes, length }
+        Buffer { pool: self, class, pages, length }
     }
 
     /// The same, if nobody has to be waited for; also for a thread that has buffers.
     pub(super) fn borrow_now(&self, length: usize) -> Option<Buffer<'_>> {
         let class = class(length);
         let mut shelf = self.shelf();
-        let bytes = match shelf.free[class].pop() {
-            Some(bytes) => bytes,
+        let pages = match shelf.free[class].pop() {
+            Some(pages) => pages,
             None if self.charge(&mut shelf, SIZES[class]) => {
                 drop(shelf);
-                Bytes::new(SIZES[class])
+                Pages::new(SIZES[class])
             }
             None => return None,
         };
-        Some(Buffer { pool: self, class, bytes, length })
+        Some(Buffer { pool: self, class, pages, length })
     }
 
     /// Frees what nobody uses, but for one buffer at most.
@@ -163,15 +146,22 @@ impl Pool {
         let mut excess = shelf.free.iter().map(Vec::len).sum::<usize>().saturating_sub(kept);
         let some = excess > 0;
         // The largest first.
+        let mut freed = 0;
         for (size, free) in SIZES.iter().zip(&mut shelf.free).rev() {
             let going = excess.min(free.len());
             excess -= going;
             free.truncate(free.len() - going);
-            let left = shelf.held - size * going;
-            self.allowance.give_back(beyond(shelf.held) - beyond(left));
-            shelf.held = left;
+            freed += size * going;
         }
+        self.discharge(shelf, freed);
         some
+    }
+
+    /// Strikes off `bytes` that are freed.
+    fn discharge(&self, shelf: &mut Shelf, bytes: usize) {
+        let left = shelf.held - bytes;
+        self.allowance.give_back(beyond(shelf.held) - beyond(left));
+        shelf.held = left;
     }
 }
 
@@ -192,24 +182,41 @@ fn beyond(held: usize) -> usize {
     held.saturating_sub(GUARANTEED)
 }
 
+impl Buffer<'_> {
+    /// Lends its memory to a transfer, which begins with its first byte; until it is back, the buffer has none.
+    pub(super) fn lend(&mut self) -> Pages {
+        std::mem::take(&mut self.pages)
+    }
+
+    /// Takes its memory back.
+    pub(super) fn take_back(&mut self, pages: Pages) {
+        self.pages = pages;
+    }
+}
+
 impl Deref for Buffer<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes.all[self.bytes.start..][..self.length]
+        self.pages.first(self.length)
     }
 }
 
 impl DerefMut for Buffer<'_> {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes.all[self.bytes.start..][..self.length]
+        self.pages.first_mut(self.length)
     }
 }
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
         let mut shelf = self.pool.shelf();
-        shelf.free[self.class].push(std::mem::take(&mut self.bytes));
+        if self.pages.is_empty() {
+            // Whoever it was lent to has not returned it, and frees it.
+            self.pool.discharge(&mut shelf, SIZES[self.class]);
+        } else {
+            shelf.free[self.class].push(std::mem::take(&mut self.pages));
+        }
         if std::mem::take(&mut shelf.waiting) {
             drop(shelf);
             self.pool.returned.notify_one();
@@ -285,6 +292,18 @@ mod tests {
         drop(greedy);
         drop(modest);
         assert_eq!(left(&allowance), SHARED, "all of it is back");
+    }
+
+    #[test]
+    fn memory_that_is_lent_and_never_returned_is_not_counted_any_more() {
+        let pool = Pool::new(Arc::default());
+        let mut buffer = pool.borrow(SMALL);
+        let pages = buffer.lend();
+        buffer.take_back(pages);
+        assert_eq!(buffer.len(), SMALL);
+        drop(buffer.lend());
+        drop(buffer);
+        assert_eq!(pool.held(), 0);
     }
 
     proptest! {

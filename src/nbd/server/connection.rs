@@ -11,6 +11,8 @@
 //! | `request` | which requests are legal, and what they ask of the device |
 //! | `read` | how what is read goes out |
 //! | `reply` | how replies look, and that each request gets one |
+//! | `inline` | small requests that need not wait, served and answered together |
+//! | `traffic` | requests that a device has under way at once |
 //! | `worker` | what a thread does |
 //! | `crew` | which threads there are, and whose turn it is to receive |
 //! | `buffers` | how much memory requests in flight may take |
@@ -21,6 +23,7 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -35,6 +38,7 @@ use super::overseer::Overseer;
 use super::receiver::Receiver;
 use super::reply::Outgoing;
 use super::request::check;
+use super::socket::Socket;
 use super::worker::{End, Worker};
 use crate::block::BlockDevice;
 use crate::nbd::wire::{NbdError, Request};
@@ -140,6 +144,11 @@ impl Connection {
 
     pub(super) fn device(&self) -> &dyn BlockDevice {
         &*self.export.device
+    }
+
+    /// What its stream comes from and goes to as it is; `None` under TLS.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.link.plain().map(Socket::as_fd)
     }
 
     pub(super) fn crew(&self) -> &Arc<Crew<Receiver>> {

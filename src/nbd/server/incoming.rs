@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut, Read};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,6 +64,17 @@ pub(super) enum Next {
     Pause,
 }
 
+/// What could be read without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Now {
+    /// Something has come, and as many bytes of it are where they were asked for.
+    Came(usize),
+    /// Nothing is there yet.
+    Nothing,
+    /// The client has ended the stream.
+    End,
+}
+
 /// Everything that a client sends in transmission.
 pub(super) struct Incoming {
     link: Arc<Link>,
@@ -101,7 +112,7 @@ impl Incoming {
     /// Waits for more than what is here; false at the end of the stream, and once a pause is asked for. There must be
     /// room for more.
     pub(super) fn more(&mut self) -> io::Result<bool> {
-        if self.pause.as_ref().is_some_and(|pause| pause.is_asked()) {
+        if self.is_pausing() {
             return Ok(false);
         }
         let here = self.unused.len();
@@ -110,6 +121,43 @@ impl Incoming {
         let length = retry(|| (&*self.link).read(&mut self.ahead[here..]))?;
         self.unused.end += length;
         Ok(length > 0)
+    }
+
+    /// Reads what is there: into `bytes`, and what follows ahead. Nothing is to be here if `bytes` are asked for, and
+    /// nothing is read ahead once a pause is asked for.
+    ///
+    /// # Errors
+    /// The operating system's, and one for TLS.
+    pub(super) fn read_now(&mut self, bytes: &mut [u8]) -> io::Result<Now> {
+        let here = self.unused.len();
+        self.ahead.copy_within(self.unused.clone(), 0);
+        self.unused = 0..here;
+        let end = if self.is_pausing() { here } else { self.ahead.len() };
+        let wanted = bytes.len();
+        let slices = &mut [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.ahead[here..end])];
+        if wanted == 0 && here == end {
+            return Ok(Now::Nothing);
+        }
+        let socket = self.link.plain().ok_or(io::ErrorKind::Unsupported)?;
+        match retry(|| socket.receive_now(slices)) {
+            Ok(0) => Ok(Now::End),
+            Ok(length) => {
+                self.unused.end += length.saturating_sub(wanted);
+                Ok(Now::Came(length.min(wanted)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Now::Nothing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A pause has been asked for.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.pause.as_ref().is_some_and(|pause| pause.is_asked())
+    }
+
+    /// What becomes readable once a pause is asked for, if one ever may be.
+    pub(super) fn pause_event(&self) -> Option<BorrowedFd<'_>> {
+        self.pause.as_ref().map(|pause| pause.event.as_fd())
     }
 
     /// What has been read ahead.
@@ -134,7 +182,7 @@ impl Incoming {
         now.copy_from_slice(self.at_here(here));
         self.use_here(here);
         while !missing.is_empty() {
-            let length = if self.pause.as_ref().is_some_and(|pause| pause.is_asked()) {
+            let length = if self.is_pausing() {
                 retry(|| (&*self.link).read(missing))?
             } else {
                 // What follows comes in with the same call, as far as it is there.

@@ -32,10 +32,18 @@ impl Link {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if that is nothing.
-    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(super) fn send_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.send_now(bytes),
+            Self::Plain(socket) => socket.send_now(slices),
             Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// The socket whose bytes are the stream's; `None` under TLS.
+    pub(super) fn plain(&self) -> Option<&Socket> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
         }
     }
 

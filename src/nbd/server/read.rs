@@ -110,7 +110,11 @@ pub(super) fn pieces(request: &Request) -> impl Iterator<Item = (u64, usize)> + 
 
 /// Ranges of a piece of `length` bytes, in order, each with whether it is a hole of at least `least` bytes.
 /// What is not known to be one is data.
-fn parts(extents: &[Extent], length: usize, least: u64) -> impl Iterator<Item = (Range<usize>, bool)> {
+pub(super) fn parts(
+    extents: &[Extent],
+    length: usize,
+    least: u64,
+) -> impl Iterator<Item = (Range<usize>, bool)> {
     let (mut extents, mut at, mut hole) = (extents.iter(), 0, None);
     std::iter::from_fn(move || {
         let start = at;

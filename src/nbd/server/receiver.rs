@@ -1,9 +1,11 @@
 //! The receiving side of a connection: one request after the other off the stream, with its payload and a verdict.
 
+use std::os::fd::BorrowedFd;
+
 use super::Replies;
 use super::buffers::{Buffer, PIECE, SMALL};
 use super::connection::Connection;
-use super::incoming::{Incoming, Next};
+use super::incoming::{Incoming, Next, Now};
 use super::read::pieces;
 use super::reply::Hangup;
 use super::request::nbd_error;
@@ -17,6 +19,8 @@ pub(super) struct Receiver {
     incoming: Incoming,
     replies: Replies,
     state: State,
+    /// Nothing more is to be read, as far as is known.
+    at_end: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +49,7 @@ pub(super) enum Job<'a> {
 
 impl Receiver {
     pub(super) fn new(incoming: Incoming, replies: Replies) -> Self {
-        Self { incoming, replies, state: State::Open }
+        Self { incoming, replies, state: State::Open, at_end: false }
     }
 
     /// Every request that was received has been passed on, and the next one can be received by a successor.
@@ -121,6 +125,37 @@ impl Receiver {
     /// They have been used.
     pub(super) fn use_here(&mut self, length: usize) {
         self.incoming.use_here(length);
+    }
+
+    /// Takes as many of `bytes` as are here; returns how many.
+    pub(super) fn take_here(&mut self, bytes: &mut [u8]) -> usize {
+        let length = bytes.len().min(self.here());
+        bytes[..length].copy_from_slice(self.incoming.at_here(length));
+        self.incoming.use_here(length);
+        length
+    }
+
+    /// Reads what has come: into `payload`, of which nothing is here, and then ahead.
+    ///
+    /// # Errors
+    /// A [`Hangup`] where the connection has to end.
+    pub(super) fn read_now(&mut self, payload: &mut [u8]) -> Result<Now, Hangup> {
+        Ok(self.incoming.read_now(payload)?)
+    }
+
+    /// The client has ended the stream.
+    pub(super) fn end_reading(&mut self) {
+        self.at_end = true;
+    }
+
+    /// Nothing more is read ahead: the client has ended the stream, or a pause is asked for.
+    pub(super) fn reads_no_more(&self) -> bool {
+        self.at_end || self.incoming.is_pausing()
+    }
+
+    /// What becomes readable once a pause is asked for, if one ever may be.
+    pub(super) fn pause_event(&self) -> Option<BorrowedFd<'_>> {
+        self.incoming.pause_event()
     }
 
     /// Takes a request and waits for its payload; `None` when there will be no more.

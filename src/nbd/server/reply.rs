@@ -7,12 +7,14 @@
 //! dropped all the same, by a panic, ends its connection, so that its client does not wait for ever.
 
 mod gathered;
+mod queue;
 
 use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(super) use gathered::Gathered;
+pub(super) use queue::{Queue, Sent};
 
 use super::Replies;
 use super::link::Link;
@@ -209,6 +211,12 @@ impl<'a> Pending<'a> {
     fn answered(mut self) -> Answered {
         self.due = false;
         Answered(())
+    }
+
+    /// No reply will come: the connection ends, if it has not already.
+    pub(super) fn forsake(mut self) {
+        self.due = false;
+        self.outgoing.link.shutdown(Shutdown::Both);
     }
 
     /// The connection ends, and with it the wait for a reply.

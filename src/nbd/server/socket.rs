@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rustix::net::SendFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// An accepted stream. One of a vsock is held as a Unix stream: once connected, the kernel takes the same calls for both.
@@ -78,8 +78,18 @@ impl Socket {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if that is nothing.
-    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::net::send(self.as_fd(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    pub(super) fn send_now(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(sendmsg(self.as_fd(), slices, &mut SendAncillaryBuffer::default(), flags)?)
+    }
+
+    /// Receives what is there just now; nothing at the end of the stream.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if nothing is there.
+    pub(super) fn receive_now(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let flags = RecvFlags::DONTWAIT;
+        Ok(recvmsg(self.as_fd(), slices, &mut RecvAncillaryBuffer::default(), flags)?.bytes)
     }
 
     /// Ends one or both directions, also for a thread that waits in a read or a write.

@@ -8,6 +8,7 @@ use super::read;
 use super::receiver::{Job, Receiver};
 use super::reply::{Answered, DESCRIPTOR, Gathered, Hangup, Pending};
 use super::request::{nbd_error, perform};
+use super::traffic::{Then, Traffic};
 use crate::block::{BlockDevice, Extents};
 use crate::nbd::wire::CommandFlags;
 
@@ -16,12 +17,26 @@ pub(super) struct Worker<'a> {
     device: &'a dyn BlockDevice,
     /// Of the request in hand; kept for the memory it has.
     extents: Extents,
+    /// Requests under way; `None` where the device, or this connection, has no use for it.
+    traffic: Option<Traffic<'a>>,
 }
 
 /// What a thread does without the turn.
 enum Task<'a> {
     Serve(Pending<'a>, Job<'a>),
     Send(Gathered<'a>),
+    /// Nothing but what is under way.
+    Finish,
+}
+
+/// What a thread does that has the turn.
+enum Step<'a> {
+    /// Waits for more requests.
+    Again,
+    /// Ends: there will be no more.
+    End,
+    /// Passes the turn on.
+    Pass(Task<'a>),
 }
 
 /// Why a thread ends.
@@ -35,7 +50,8 @@ pub(super) enum End {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(connection: &'a Connection) -> Self {
-        Self { connection, device: connection.device(), extents: Extents::default() }
+        let traffic = Traffic::of(connection);
+        Self { connection, device: connection.device(), extents: Extents::default(), traffic }
     }
 
     /// Serves until there is nothing more to do. `recruit` starts another thread, which has joined already.
@@ -54,7 +70,12 @@ impl<'a> Worker<'a> {
                     return End::Over;
                 }
             };
+            if let Some(Err(hangup)) = self.traffic.as_mut().map(Traffic::finish) {
+                tracing::debug!(reason = %hangup, "connection ends");
+                self.connection.cut();
+            }
             let answered = match task {
+                Task::Finish => continue,
                 Task::Serve(pending, job) => self.serve(pending, job),
                 Task::Send(gathered) => gathered.send(),
             };
@@ -70,39 +91,60 @@ impl<'a> Worker<'a> {
         End::Dismissed
     }
 
-    /// Serves small requests for as long as it can with the turn in hand, and returns with what is to be done
-    /// without it; `None` when there is nothing more to do.
+    /// Serves requests for as long as it can with the turn in hand, and returns with what is to be done without it;
+    /// `None` when there is nothing more to do.
     fn receive(
         &mut self,
         mut turn: Turn<'_, Receiver>,
         recruit: impl Fn(),
     ) -> Result<Option<Task<'a>>, Hangup> {
         while turn.wait()? {
-            while inline::is_half_here(&turn) && turn.more()? {}
-            self.connection.overseer().stir();
-            let task = match inline::serve(&mut turn, self.connection, &mut self.extents) {
-                // Others can go on with those, while these are sent.
-                Some(gathered) if inline::is_here(&turn) => Task::Send(gathered),
-                Some(gathered) => match gathered.send_now().inspect_err(|_| self.connection.cut())? {
-                    Ok(Answered { .. }) => {
-                        turn.keep();
-                        self.connection.overseer().stir();
-                        continue;
-                    }
-                    Err(rest) => Task::Send(rest),
+            let step = match &mut self.traffic {
+                Some(traffic) => match traffic.serve(&mut turn).inspect_err(|_| self.connection.cut())? {
+                    Then::Wait => Step::Again,
+                    Then::Receive => self.receive_one(&mut turn)?,
+                    Then::Finish => Step::Pass(Task::Finish),
+                    Then::Serve(pending, job) => Step::Pass(Task::Serve(pending, job)),
                 },
-                None => {
-                    let Some((request, job)) = turn.receive(self.connection)? else { return Ok(None) };
-                    Task::Serve(Pending::new(request, self.connection.outgoing()), job)
-                }
+                None => self.serve_inline(&mut turn)?,
             };
-            if turn.pass() {
-                recruit();
+            match step {
+                Step::Again => {}
+                Step::End => return Ok(None),
+                Step::Pass(task) => {
+                    if turn.pass() {
+                        recruit();
+                    }
+                    self.connection.overseer().stir();
+                    return Ok(Some(task));
+                }
             }
-            self.connection.overseer().stir();
-            return Ok(Some(task));
         }
         Ok(None)
+    }
+
+    /// Serves the small requests that are here and need not wait, or receives one request.
+    fn serve_inline(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<Step<'a>, Hangup> {
+        while inline::is_half_here(turn) && turn.more()? {}
+        self.connection.overseer().stir();
+        match inline::serve(turn, self.connection, &mut self.extents) {
+            // Others can go on with those, while these are sent.
+            Some(gathered) if inline::is_here(turn) => Ok(Step::Pass(Task::Send(gathered))),
+            Some(gathered) => match gathered.send_now().inspect_err(|_| self.connection.cut())? {
+                Ok(Answered { .. }) => {
+                    turn.keep();
+                    self.connection.overseer().stir();
+                    Ok(Step::Again)
+                }
+                Err(rest) => Ok(Step::Pass(Task::Send(rest))),
+            },
+            None => self.receive_one(turn),
+        }
+    }
+
+    fn receive_one(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<Step<'a>, Hangup> {
+        let Some((request, job)) = turn.receive(self.connection)? else { return Ok(Step::End) };
+        Ok(Step::Pass(Task::Serve(Pending::new(request, self.connection.outgoing()), job)))
     }
 
     fn serve(&mut self, pending: Pending<'_>, job: Job<'_>) -> Result<Answered, Hangup> {

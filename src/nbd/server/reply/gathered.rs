@@ -1,6 +1,6 @@
 //! Small replies that leave together, by one system call.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::{MutexGuard, TryLockError};
 
@@ -101,7 +101,7 @@ impl<'a> Gathered<'a> {
         };
         self.turn = Some(turn);
         while self.sent < self.filled {
-            match self.outgoing.link.send_now(&self.room[self.sent..self.filled]) {
+            match self.outgoing.link.send_now(&[IoSlice::new(&self.room[self.sent..self.filled])]) {
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Err(self)),

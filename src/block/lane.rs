@@ -1,0 +1,119 @@
+//! Reads and writes of one thread that are under way at once: what a device offers that is better served in depth.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::{BlockError, Extents};
+
+/// Most transfers of a lane that are under way at once; their tokens are below it.
+pub const DEPTH: usize = 128;
+/// Where [`Pages`] begin: at multiples of this, for which each has as many bytes more.
+const PAGE: usize = 4096;
+
+/// Memory that begins with a page, as I/O past the page cache wants it; wiped when it is given back.
+#[derive(Default)]
+pub struct Pages {
+    all: Zeroizing<Box<[u8]>>,
+    start: usize,
+}
+
+impl Pages {
+    /// `size` bytes, all zero.
+    pub fn new(size: usize) -> Self {
+        let all = Zeroizing::new(vec![0; size + PAGE].into_boxed_slice());
+        let start = all.as_ptr().align_offset(PAGE);
+        Self { all, start }
+    }
+
+    /// True for those of which no bytes were asked for, as by default.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The first `length` bytes, of which there are as many as it was made with.
+    pub fn first(&self, length: usize) -> &[u8] {
+        &self.all[self.start..][..length]
+    }
+
+    /// The same, to be changed.
+    pub fn first_mut(&mut self, length: usize) -> &mut [u8] {
+        &mut self.all[self.start..][..length]
+    }
+}
+
+/// Which way a [`Transfer`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the device.
+    Read,
+    /// To the device.
+    Write,
+}
+
+/// A read, or a write without FUA, and the memory that it is about.
+pub struct Transfer {
+    /// Below [`DEPTH`], and no other's that is under way: tells whoever began it which one it is.
+    pub token: usize,
+    /// Which way.
+    pub direction: Direction,
+    /// Of the device, in bytes.
+    pub offset: u64,
+    /// Bytes; at least one.
+    pub length: usize,
+    /// What is written, or where to it is read: as many of its first bytes.
+    pub pages: Pages,
+}
+
+impl Transfer {
+    /// The bytes that it is about.
+    pub fn data(&mut self) -> &mut [u8] {
+        self.pages.first_mut(self.length)
+    }
+}
+
+/// What a watched descriptor is to be ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// There is something to read, or the end of it.
+    Input,
+    /// There is room to write.
+    Room,
+}
+
+/// What has happened on a lane.
+pub enum Event {
+    /// A transfer has ended. After a write, its bytes are unspecified.
+    Done(Transfer, Result<(), BlockError>),
+    /// A descriptor that is watched under this token is ready, or can never be. It is not watched any more.
+    Ready(usize),
+}
+
+/// Transfers of one thread. Dropped, it waits for those that are under way.
+pub trait Lane {
+    /// Begins a transfer inside the device; gives it back as it was if the device would have to wait before it
+    /// begins, or wants it whole otherwise: [`BlockDevice::read`](super::BlockDevice::read) and
+    /// [`write`](super::BlockDevice::write) do it then.
+    ///
+    /// # Errors
+    /// The transfer.
+    fn begin(&mut self, transfer: Transfer) -> Result<(), Transfer>;
+
+    /// Transfers that have begun, and whose end has not been told.
+    fn under_way(&self) -> usize;
+
+    /// Waits for `descriptor` as well. `token` is any number, and no other's that is being waited for.
+    fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize);
+
+    /// Waits until something has happened, or the time is over.
+    ///
+    /// # Errors
+    /// The operating system's: nothing will happen any more.
+    fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()>;
+
+    /// What has happened, if there is more to tell. Of a read that has ended well, `extents`, which may hold anything,
+    /// tells what its bytes are.
+    fn next(&mut self, extents: &mut Extents) -> Option<Event>;
+}

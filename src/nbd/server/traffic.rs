@@ -1,0 +1,301 @@
+//! Reads and writes that the device has under way at once, while the thread that began them goes on receiving.
+//!
+//! Where a device offers a [`Lane`], as one does whose every request waits for a disk, the thread with the turn to
+//! receive begins each request on the lane, waits for the client and the device alike, and answers what has ended, in
+//! whatever order that is. So a deep queue of the client's is as deep at the disk, and costs one thread. What a lane
+//! does not take goes to a thread that can wait, as everywhere else; before this one waits for anything else, it has
+//! nothing under way any more, for nobody else would notice its end.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use super::buffers::{Buffer, PIECE};
+use super::connection::Connection;
+use super::crew::Turn;
+use super::incoming::Now;
+use super::receiver::{Job, Receiver};
+use super::reply::{Hangup, Pending, Queue, Sent};
+use super::request::nbd_error;
+use crate::block::{BlockError, DEPTH, Direction, Event, Extents, Lane, Readiness, Transfer};
+use crate::nbd::wire::{Command, CommandFlags, Request};
+
+/// Tokens of what is watched.
+const CLIENT_SENDS: usize = 0;
+const CLIENT_READS: usize = 1;
+const PAUSE: usize = 2;
+
+/// Between two looks whether somebody else is still sending.
+const SENDING: Duration = Duration::from_millis(2);
+
+/// One thread's requests that are under way, and their replies.
+pub(super) struct Traffic<'a> {
+    connection: &'a Connection,
+    lane: Box<dyn Lane + 'a>,
+    /// By the tokens of their transfers, to which the buffers' memory is lent.
+    waiting: Vec<Option<(Pending<'a>, Buffer<'a>)>>,
+    free: Vec<usize>,
+    queue: Queue<'a>,
+    payload: Option<Payload<'a>>,
+    /// By token, what the lane watches just now.
+    watched: [bool; 3],
+    /// There may be something to read from the client.
+    readable: bool,
+    /// Of what has ended last; kept for the memory it has.
+    extents: Extents,
+}
+
+/// A write whose data is coming in.
+struct Payload<'a> {
+    request: Request,
+    buffer: Buffer<'a>,
+    filled: usize,
+}
+
+/// What a thread does next that has served what it can.
+pub(super) enum Then<'a> {
+    /// Nothing is under way: [`Receiver::wait`] tells whether there is more.
+    Wait,
+    /// Nothing is under way, and the next request is to be received in the usual way.
+    Receive,
+    /// [`Traffic::finish`], without the turn.
+    Finish,
+    /// That, and then to serve a request that has to wait for another one.
+    Serve(Pending<'a>, Job<'a>),
+}
+
+/// Why no further request is begun.
+enum Stop<'a> {
+    /// Nothing more is here.
+    Here,
+    /// Something that is under way has to end first.
+    Memory,
+    /// The next request is none for a lane.
+    Other,
+    /// This one has to wait for another one.
+    Refused(Pending<'a>, Job<'a>),
+}
+
+impl<'a> Traffic<'a> {
+    /// `None` where the device has no use for it. Under TLS, that a socket is ready does not say that a request is.
+    pub(super) fn of(connection: &'a Connection) -> Option<Self> {
+        connection.socket()?;
+        Some(Self {
+            connection,
+            lane: connection.device().lane()?,
+            waiting: (0..DEPTH).map(|_| None).collect(),
+            free: (0..DEPTH).rev().collect(),
+            queue: Queue::new(connection.outgoing()),
+            payload: None,
+            watched: [false; 3],
+            readable: true,
+            extents: Extents::default(),
+        })
+    }
+
+    /// Serves requests for as long as this thread can without waiting for one of them alone.
+    ///
+    /// # Errors
+    /// A [`Hangup`] where the connection has to end.
+    pub(super) fn serve(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<Then<'a>, Hangup> {
+        loop {
+            let begun = self.lane.under_way();
+            let stop = turn.during(|receiver| self.begin_all(receiver))?;
+            if self.lane.under_way() > begun {
+                turn.keep();
+                self.connection.overseer().stir();
+            }
+            let sent = self.queue.send_now()?;
+            let is_idle = self.lane.under_way() == 0 && self.queue.is_empty();
+            match stop {
+                Stop::Refused(pending, job) => return Ok(Then::Serve(pending, job)),
+                // Nobody else knows what of a payload has come.
+                _ if sent == Sent::NotNow && self.payload.is_none() => return Ok(Then::Finish),
+                Stop::Other | Stop::Memory if is_idle => return Ok(Then::Receive),
+                Stop::Other => return Ok(Then::Finish),
+                Stop::Here if is_idle && turn.reads_no_more() && self.payload.is_none() => {
+                    return Ok(if turn.here() == 0 { Then::Wait } else { Then::Receive });
+                }
+                Stop::Here | Stop::Memory => {}
+            }
+            let wants_more = matches!(stop, Stop::Here);
+            if wants_more && self.readable && self.read(turn)? {
+                continue;
+            }
+            self.watch_all(turn, wants_more, sent);
+            // Who else is sending does not tell when that is done.
+            self.lane.wait((sent == Sent::NotNow).then_some(SENDING))?;
+            self.harvest();
+        }
+    }
+
+    /// Waits for the end of all that is under way, and sends all replies.
+    ///
+    /// # Errors
+    /// A [`Hangup`] where the connection has to end.
+    pub(super) fn finish(&mut self) -> Result<(), Hangup> {
+        // First, for others may wait for the sectors, whether this client reads or not.
+        while self.lane.under_way() > 0 {
+            self.lane.wait(None)?;
+            self.harvest();
+        }
+        self.queue.send()
+    }
+
+    /// Reads what the client has sent; false if that is nothing yet.
+    fn read(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<bool, Hangup> {
+        let now = turn.during(|receiver| match &mut self.payload {
+            Some(payload) => {
+                let now = receiver.read_now(&mut payload.buffer[payload.filled..])?;
+                if let Now::Came(length) = now {
+                    payload.filled += length;
+                }
+                Ok(now)
+            }
+            None => receiver.read_now(&mut []),
+        });
+        match now? {
+            Now::Came(_) => Ok(true),
+            Now::Nothing => {
+                self.readable = false;
+                Ok(false)
+            }
+            Now::End if self.payload.is_some() => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Now::End => {
+                self.readable = false;
+                turn.end_reading();
+                Ok(true)
+            }
+        }
+    }
+
+    fn watch_all(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) {
+        let Some(socket) = self.connection.socket() else { return };
+        if let Some(pause) = receiver.pause_event() {
+            self.watch(pause, Readiness::Input, PAUSE);
+        }
+        if wants_more && !self.readable && (self.payload.is_some() || !receiver.reads_no_more()) {
+            self.watch(socket, Readiness::Input, CLIENT_SENDS);
+        }
+        if sent == Sent::NoRoom {
+            self.watch(socket, Readiness::Room, CLIENT_READS);
+        }
+    }
+
+    fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
+        if !std::mem::replace(&mut self.watched[token], true) {
+            self.lane.watch(descriptor, readiness, token);
+        }
+    }
+
+    /// Puts the replies to all that has ended into the queue.
+    fn harvest(&mut self) {
+        while let Some(event) = self.lane.next(&mut self.extents) {
+            match event {
+                Event::Done(transfer, result) => self.answer(transfer, result),
+                // It stays as it is, and has been seen.
+                Event::Ready(PAUSE) => {}
+                Event::Ready(token) => {
+                    self.watched[token] = false;
+                    self.readable |= token == CLIENT_SENDS;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, transfer: Transfer, result: Result<(), BlockError>) {
+        let Some((pending, mut buffer)) = self.waiting[transfer.token].take() else { return };
+        self.free.push(transfer.token);
+        buffer.take_back(transfer.pages);
+        match (transfer.direction, result) {
+            (Direction::Read, Ok(())) => {
+                let least = self.connection.device().features().preferred_block.into();
+                self.queue.answer_read(pending, buffer, &self.extents, least);
+            }
+            (_, result) => self.queue.answer(pending, result.map_err(nbd_error)),
+        }
+    }
+
+    /// Begins the requests that are here, up to the first one that is none for a lane.
+    fn begin_all(&mut self, receiver: &mut Receiver) -> Result<Stop<'a>, Hangup> {
+        loop {
+            if let Some(payload) = &mut self.payload {
+                payload.filled += receiver.take_here(&mut payload.buffer[payload.filled..]);
+                if payload.filled < payload.buffer.len() {
+                    return Ok(Stop::Here);
+                }
+            }
+            if let Some(Payload { request, buffer, .. }) = self.payload.take() {
+                if let Some((pending, buffer)) = self.begin(request, buffer, Direction::Write) {
+                    return Ok(Stop::Refused(pending, Job::Write(buffer)));
+                }
+                continue;
+            }
+            let Some((request, header)) = receiver.peek() else {
+                let part = receiver.here() == 0 || receiver.has_half_a_header();
+                return Ok(if part { Stop::Here } else { Stop::Other });
+            };
+            let (Some(direction), Ok(())) = (direction(&request), self.connection.judge(&request)) else {
+                return Ok(Stop::Other);
+            };
+            if self.free.is_empty() {
+                return Ok(Stop::Memory);
+            }
+            let length = usize::try_from(request.length).unwrap_or(PIECE);
+            let Some(buffer) = self.connection.pool().borrow_now(length) else {
+                return Ok(Stop::Memory);
+            };
+            receiver.use_here(header);
+            match direction {
+                Direction::Write => self.payload = Some(Payload { request, buffer, filled: 0 }),
+                Direction::Read => {
+                    if let Some((pending, buffer)) = self.begin(request, buffer, Direction::Read) {
+                        return Ok(Stop::Refused(pending, Job::Read(buffer)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives back what the lane does not take.
+    fn begin(
+        &mut self,
+        request: Request,
+        mut buffer: Buffer<'a>,
+        direction: Direction,
+    ) -> Option<(Pending<'a>, Buffer<'a>)> {
+        let pending = Pending::new(request, self.connection.outgoing());
+        let Some(token) = self.free.pop() else { return Some((pending, buffer)) };
+        let (offset, length, pages) = (request.offset, buffer.len(), buffer.lend());
+        match self.lane.begin(Transfer { token, direction, offset, length, pages }) {
+            Ok(()) => {
+                self.waiting[token] = Some((pending, buffer));
+                None
+            }
+            Err(transfer) => {
+                buffer.take_back(transfer.pages);
+                self.free.push(token);
+                Some((pending, buffer))
+            }
+        }
+    }
+}
+
+/// Which way a request's data goes that asks for nothing else, and for no more than a buffer holds.
+fn direction(request: &Request) -> Option<Direction> {
+    let fits = (1..=PIECE as u64).contains(&request.length);
+    match request.command {
+        Command::READ if fits && request.flags.only(CommandFlags::DF) => Some(Direction::Read),
+        Command::WRITE if fits && request.flags.only(CommandFlags::PAYLOAD_LEN) => Some(Direction::Write),
+        _ => None,
+    }
+}
+
+impl Drop for Traffic<'_> {
+    fn drop(&mut self) {
+        for (pending, _) in self.waiting.iter_mut().filter_map(Option::take) {
+            // The connection has met its end meanwhile.
+            pending.forsake();
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Transfers of one thread between memory and a file, under way at once: io_uring(7).
+//!
+//! A ring owns the memory of a transfer from its beginning to its end, and whoever drops the ring waits for the ends
+//! of all: so the kernel never reads or writes memory that has been given back.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use io_uring::types::{Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue, types};
+
+use crate::block::{DEPTH, Direction, Readiness, Transfer};
+
+/// Entries of the submission queue: all transfers, and what else is waited for. A power of two.
+const ENTRIES: u32 = 256;
+/// The file's place among the registered ones.
+const FILE: Fixed = Fixed(0);
+/// Marks what is watched, among the entries' user data.
+const WATCH: u64 = 1 << 32;
+
+/// One thread's transfers.
+pub struct Ring<'a> {
+    ring: IoUring,
+    /// By their tokens.
+    transfers: Vec<Option<Entry>>,
+    under_way: usize,
+    /// Ends that are still to be told.
+    ended: VecDeque<Ended>,
+    file: PhantomData<&'a File>,
+}
+
+struct Entry {
+    transfer: Transfer,
+    /// Bytes of it that have been moved.
+    moved: usize,
+}
+
+/// What has ended.
+pub enum Ended {
+    /// A transfer.
+    Transfer(Transfer, io::Result<()>),
+    /// The wait for the descriptor with this token.
+    Watch(usize),
+}
+
+impl<'a> Ring<'a> {
+    /// For transfers from and to `file` by the calling thread.
+    ///
+    /// # Errors
+    /// The operating system's: where the kernel or the container does not allow io_uring, for example.
+    pub fn new(file: &'a File) -> io::Result<Self> {
+        // Completions are worked off when this thread asks for them, and nobody else submits (Linux 6.1).
+        let quick =
+            IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(ENTRIES);
+        let ring = quick.or_else(|_| IoUring::new(ENTRIES))?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        let transfers = (0..DEPTH).map(|_| None).collect();
+        Ok(Self { ring, transfers, under_way: 0, ended: VecDeque::new(), file: PhantomData })
+    }
+
+    /// Begins a transfer; its end is told by [`Ring::next`].
+    pub fn begin(&mut self, transfer: Transfer) {
+        let token = transfer.token;
+        self.transfers[token] = Some(Entry { transfer, moved: 0 });
+        self.under_way += 1;
+        self.go_on(token);
+    }
+
+    /// Transfers that have begun, and whose end has not been told.
+    pub fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// Waits for `descriptor` as well; that it is ready, or can never be, is told by [`Ring::next`] once.
+    pub fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
+        let flags = match readiness {
+            Readiness::Input => libc::POLLIN,
+            Readiness::Room => libc::POLLOUT,
+        };
+        // Bits of a mask, none of which is a sign.
+        let poll = opcode::PollAdd::new(types::Fd(descriptor.as_raw_fd()), u32::from(flags.cast_unsigned()));
+        if let Err(error) = self.push(&poll.build().user_data(WATCH | token as u64)) {
+            tracing::debug!(%error, "a descriptor cannot be watched");
+            self.ended.push_back(Ended::Watch(token));
+        }
+    }
+
+    /// Waits until something has ended, or the time is over.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
+        self.collect();
+        while self.ended.is_empty() {
+            let in_time = self.enter(at_most)?;
+            self.collect();
+            if !in_time {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What has ended, if there is more to tell.
+    pub fn next(&mut self) -> Option<Ended> {
+        let ended = self.ended.pop_front();
+        if let Some(Ended::Transfer(..)) = &ended {
+            self.under_way -= 1;
+        }
+        ended
+    }
+
+    /// Hands over what has begun, and waits; false if the time is over.
+    fn enter(&mut self, at_most: Option<Duration>) -> io::Result<bool> {
+        let entered = match at_most.map(Timespec::from) {
+            None => self.ring.submit_and_wait(1),
+            Some(time) => self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time)),
+        };
+        match entered {
+            Ok(_) => Ok(true),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME) => Ok(false),
+                // Busy: completions have to be taken first.
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Hands the rest of a transfer to the kernel.
+    fn go_on(&mut self, token: usize) {
+        let Some(Entry { transfer, moved }) = &mut self.transfers[token] else { return };
+        let (offset, moved) = (transfer.offset + *moved as u64, *moved);
+        let direction = transfer.direction;
+        let rest = &mut transfer.data()[moved..];
+        // At most a buffer's length, which is far less than 4 GiB.
+        let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let entry = match direction {
+            Direction::Read => opcode::Read::new(FILE, rest.as_mut_ptr(), length).offset(offset).build(),
+            Direction::Write => opcode::Write::new(FILE, rest.as_ptr(), length).offset(offset).build(),
+        };
+        if let Err(error) = self.push(&entry.user_data(token as u64)) {
+            self.end(token, Err(error));
+        }
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        if self.ring.submission().is_full() {
+            self.ring.submit()?;
+        }
+        // SAFETY: the descriptor of a poll is looked up when it is submitted, and another file under its number would
+        // only be waited for in vain. The memory of a read or a write belongs to a transfer in `transfers`, is not
+        // moved with it, and stays there until the kernel has said that this entry has ended: by `collect`, or, if
+        // the ring is dropped, by `drop`, which waits for that. No reference to it is used meanwhile. If the entry
+        // is not taken, an error is returned, and the kernel never sees it.
+        unsafe { self.ring.submission().push(entry) }.map_err(io::Error::other)
+    }
+
+    /// Takes what the kernel says has ended; begins anew with what is not done by that.
+    fn collect(&mut self) {
+        // A copy, for the queue cannot be read while a transfer goes on. Rarely more than a handful.
+        while let Some((data, result)) = {
+            let mut completions = self.ring.completion();
+            completions.next().map(|completion| (completion.user_data(), completion.result()))
+        } {
+            let token = (data & !WATCH) as usize;
+            if data & WATCH != 0 {
+                self.ended.push_back(Ended::Watch(token));
+                continue;
+            }
+            match usize::try_from(result) {
+                Ok(count) => self.moved(token, count),
+                Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => self.go_on(token),
+                Err(_) => self.end(token, Err(io::Error::from_raw_os_error(-result))),
+            }
+        }
+    }
+
+    fn moved(&mut self, token: usize, count: usize) {
+        let Some(entry) = &mut self.transfers[token] else { return };
+        entry.moved += count;
+        if entry.moved >= entry.transfer.length {
+            self.end(token, Ok(()));
+        } else if count == 0 {
+            let kind = match entry.transfer.direction {
+                Direction::Read => io::ErrorKind::UnexpectedEof,
+                Direction::Write => io::ErrorKind::WriteZero,
+            };
+            self.end(token, Err(kind.into()));
+        } else {
+            self.go_on(token);
+        }
+    }
+
+    fn end(&mut self, token: usize, result: io::Result<()>) {
+        if let Some(entry) = self.transfers[token].take() {
+            self.ended.push_back(Ended::Transfer(entry.transfer, result));
+        }
+    }
+}
+
+impl Drop for Ring<'_> {
+    fn drop(&mut self) {
+        while self.transfers.iter().any(Option::is_some) {
+            if let Err(error) = self.enter(None) {
+                // The kernel may still use their memory, which must not become anybody else's.
+                tracing::error!(%error, "transfers that are under way cannot be waited for");
+                self.transfers.drain(..).for_each(std::mem::forget);
+                return;
+            }
+            self.collect();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::block::Pages;
+
+    fn transfer(token: usize, direction: Direction, offset: u64, length: usize) -> Transfer {
+        Transfer { token, direction, offset, length, pages: Pages::new(length) }
+    }
+
+    /// All that is under way, by token.
+    fn all(ring: &mut Ring<'_>) -> Vec<(usize, Vec<u8>, io::Result<()>)> {
+        let mut ended = Vec::new();
+        while ring.under_way() > 0 {
+            ring.wait(None).unwrap();
+            while let Some(next) = ring.next() {
+                match next {
+                    Ended::Transfer(mut transfer, result) => {
+                        ended.push((transfer.token, transfer.data().to_vec(), result));
+                    }
+                    Ended::Watch(_) => unreachable!("nothing is watched"),
+                }
+            }
+        }
+        ended.sort_by_key(|(token, ..)| *token);
+        ended
+    }
+
+    #[test]
+    fn transfers_go_both_ways_as_many_as_there_may_be() {
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = Ring::new(&file).unwrap();
+        for round in 1..4_u8 {
+            for token in 0..DEPTH {
+                let mut write = transfer(token, Direction::Write, token as u64 * 8192, 8192);
+                write.data().fill(round.wrapping_mul(token as u8));
+                ring.begin(write);
+            }
+            assert_eq!(ring.under_way(), DEPTH);
+            assert!(all(&mut ring).iter().all(|(_, _, result)| result.is_ok()));
+            for token in 0..DEPTH {
+                ring.begin(transfer(token, Direction::Read, token as u64 * 8192, 8192));
+            }
+            for (token, data, result) in all(&mut ring) {
+                result.unwrap();
+                assert!(data == vec![round.wrapping_mul(token as u8); 8192]);
+            }
+        }
+        assert_eq!(file.metadata().unwrap().len(), DEPTH as u64 * 8192);
+    }
+
+    #[test]
+    fn what_a_file_does_not_have_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[3; 5000], 0).unwrap();
+        let mut ring = Ring::new(&file).unwrap();
+        ring.begin(transfer(0, Direction::Read, 0, 5000));
+        ring.begin(transfer(1, Direction::Read, 4096, 4096));
+        let ended = all(&mut ring);
+        assert!(ended[0].2.is_ok() && ended[0].1 == [3; 5000]);
+        // The first part was moved, and then there was no more.
+        assert_eq!(ended[1].2.as_ref().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(ended[1].1[..904], [3; 904]);
+    }
+
+    #[test]
+    fn errors_are_the_operating_systems() {
+        let file = File::open("/dev/null").unwrap();
+        let mut ring = Ring::new(&file).unwrap();
+        ring.begin(transfer(7, Direction::Write, 0, 512));
+        let ended = all(&mut ring);
+        assert_eq!(ended[0].2.as_ref().unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn descriptors_are_watched_beside_transfers() {
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = Ring::new(&file).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ring.watch(ours.as_fd(), Readiness::Room, 5);
+        ring.wait(None).unwrap();
+        assert!(matches!(ring.next(), Some(Ended::Watch(5))));
+        ring.watch(ours.as_fd(), Readiness::Input, 6);
+        ring.wait(Some(Duration::from_millis(1))).unwrap();
+        assert!(ring.next().is_none(), "the time was over first");
+        ring.begin(transfer(0, Direction::Write, 0, 4096));
+        ring.wait(None).unwrap();
+        assert!(matches!(ring.next(), Some(Ended::Transfer(..))));
+        assert!(ring.next().is_none());
+        drop(theirs);
+        ring.wait(None).unwrap();
+        assert!(matches!(ring.next(), Some(Ended::Watch(6))));
+        assert_eq!(ring.under_way(), 0);
+    }
+
+    #[test]
+    fn a_ring_that_is_dropped_leaves_nothing_under_way() {
+        let file = tempfile::tempfile().unwrap();
+        for _ in 0..50 {
+            let mut ring = Ring::new(&file).unwrap();
+            for token in 0..DEPTH {
+                let mut write = transfer(token, Direction::Write, token as u64 * 4096, 4096);
+                write.data().fill(9);
+                ring.begin(write);
+            }
+            drop(ring);
+            let mut all = vec![0; DEPTH * 4096];
+            file.read_exact_at(&mut all, 0).unwrap();
+            assert!(all.iter().all(|byte| *byte == 9));
+            file.set_len(0).unwrap();
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Reads and writes of whole sectors that are under way at once.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::EncryptedVolume;
+use super::ranges::{Hold, Use};
+use crate::block::{DEPTH, Direction, Event, Extents, Lane, Readiness, Transfer};
+use crate::ring::{Ended, Ring};
+
+/// One thread's requests to a volume.
+pub(super) struct VolumeLane<'a> {
+    volume: &'a EncryptedVolume,
+    ring: Ring<'a>,
+    /// What the transfers hold, by their tokens. Let go of after the ring, which waits for them.
+    holds: Vec<Option<Hold<'a>>>,
+}
+
+impl<'a> VolumeLane<'a> {
+    /// `None` where the store has no use for it.
+    pub(super) fn of(volume: &'a EncryptedVolume) -> Option<Self> {
+        let holds = (0..DEPTH).map(|_| None).collect();
+        volume.store.ring().map(|ring| Self { volume, ring, holds })
+    }
+
+    /// The sectors of a transfer, if it has nothing to wait for.
+    fn hold(&self, transfer: &Transfer) -> Option<Hold<'a>> {
+        let purpose = match transfer.direction {
+            Direction::Read => Use::Read,
+            Direction::Write if self.volume.is_frozen() => return None,
+            Direction::Write => Use::Write,
+        };
+        let range = self.volume.whole(transfer.offset, transfer.length)?;
+        // Never by waiting: those that are held here already would be waited for in a circle.
+        self.volume.ranges.hold_now(range, purpose)
+    }
+
+    fn finish(&mut self, transfer: &mut Transfer, extents: &mut Extents) {
+        match transfer.direction {
+            Direction::Read => {
+                extents.clear();
+                self.volume.decipher(transfer.offset, transfer.data(), extents);
+            }
+            Direction::Write => {
+                self.volume.written.fetch_add(transfer.length as u64, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Lane for VolumeLane<'_> {
+    fn begin(&mut self, mut transfer: Transfer) -> Result<(), Transfer> {
+        let Some(hold) = self.hold(&transfer) else { return Err(transfer) };
+        self.holds[transfer.token] = Some(hold);
+        if transfer.direction == Direction::Write {
+            self.volume.cipher.encrypt(self.volume.sector.number(transfer.offset), transfer.data());
+        }
+        self.ring.begin(transfer);
+        Ok(())
+    }
+
+    fn under_way(&self) -> usize {
+        self.ring.under_way()
+    }
+
+    fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
+        self.ring.watch(descriptor, readiness, token);
+    }
+
+    fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
+        self.ring.wait(at_most)
+    }
+
+    fn next(&mut self, extents: &mut Extents) -> Option<Event> {
+        Some(match self.ring.next()? {
+            Ended::Watch(token) => Event::Ready(token),
+            Ended::Transfer(mut transfer, result) => {
+                // The bytes are the transfer's own by now.
+                self.holds[transfer.token] = None;
+                if result.is_ok() {
+                    self.finish(&mut transfer, extents);
+                }
+                Event::Done(transfer, result.map_err(Into::into))
+            }
+        })
+    }
+}
