@@ -131,6 +131,24 @@ pub struct LoopbackFigure {
 }
 
 impl LoopbackFigure {
+    /// From the requests that were answered in a second.
+    pub fn new(
+        operation: Operation,
+        request_bytes: u32,
+        depth: usize,
+        encrypted: bool,
+        requests_per_second: f64,
+    ) -> Self {
+        Self {
+            operation,
+            request_bytes,
+            depth,
+            encrypted,
+            requests_per_second: significant(requests_per_second),
+            gigabytes_per_second: giga(requests_per_second * f64::from(request_bytes)),
+        }
+    }
+
     /// The kind of requests, for people: `read 4 KiB, depth 32`.
     pub fn title(&self) -> String {
         requests(self.operation, self.request_bytes, self.depth)
@@ -201,13 +219,13 @@ fn cases(cores: usize) -> Vec<Case> {
     cases
 }
 
-/// An encrypted volume and one without a cipher, each made in `time` at most.
+/// An encrypted volume and one without a cipher, each made in `time` at most, with data in the same area.
 fn volumes(runtime: &Handle, time: Duration) -> Result<[Loopback; 2], BenchError> {
     let cipher = Implementation::default().cipher(&random_key()?, SECTOR);
-    Ok([
-        Loopback::start(runtime, cipher, Instant::now() + time)?,
-        Loopback::start(runtime, Box::new(NoCipher), Instant::now() + time)?,
-    ])
+    let mut encrypted = Loopback::start(runtime, cipher, Instant::now() + time)?;
+    let mut plain = Loopback::start(runtime, Box::new(NoCipher), Instant::now() + time)?;
+    encrypted.keep_within(&mut plain);
+    Ok([encrypted, plain])
 }
 
 fn count<T>(items: &[T]) -> u32 {

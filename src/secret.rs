@@ -11,8 +11,10 @@
 mod locked;
 mod process;
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use locked::{LockedBytes, SecretError};
 pub use process::{Hardening, harden_process, restore_core_limit};
@@ -110,6 +112,23 @@ impl DataKey {
     }
 }
 
+/// Fills `bytes` from the kernel's generator, straight into the caller's memory. AWS-LC's own is left alone: it seeds
+/// itself from the processor's jitter first, which takes longer than all the rest of a volume's start.
+///
+/// # Errors
+/// The operating system's.
+pub fn random(mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        // Without flags: it waits until the kernel's generator is seeded, after which it does not fail.
+        match getrandom(&mut *bytes, GetRandomFlags::empty()) {
+            Ok(count) => bytes = &mut bytes[count..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Compares in time that depends on the lengths only.
 pub fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
@@ -144,6 +163,18 @@ mod tests {
         long.push(99);
         assert!(DataKey::read_from(&long[..]).is_ok());
         assert!(matches!(DataKey::read_from(&long[..63]), Err(SecretError::Read(_))));
+    }
+
+    #[test]
+    fn random_bytes_fill_all_of_it() {
+        random(&mut []).unwrap();
+        // Longer than what one call gives whole.
+        let (mut one, mut two) = (vec![0; 100_000], vec![0; 100_000]);
+        random(&mut one).unwrap();
+        random(&mut two).unwrap();
+        assert_ne!(one, two);
+        // 64 zero bytes in a row are no chance's.
+        assert!(one.chunks(64).all(|part| part.iter().any(|byte| *byte != 0)));
     }
 
     #[test]

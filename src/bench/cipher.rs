@@ -5,7 +5,7 @@ use std::thread;
 use super::window::Window;
 use super::{BenchError, CipherFigure, Direction, giga, name};
 use crate::geometry::SectorSize;
-use crate::secret::{DataKey, SecretError};
+use crate::secret::{self, DataKey, SecretError};
 use crate::xts::{Implementation, SectorCipher};
 
 /// Bytes per call: a large request's piece, half of a common L2 cache.
@@ -23,10 +23,7 @@ pub(super) struct Case {
 
 /// A key that nobody knows and that is used for nothing else.
 pub(super) fn random_key() -> Result<DataKey, SecretError> {
-    DataKey::fill_with(|bytes| {
-        let failed = |_| SecretError::Read(std::io::Error::other("the system gives no random bytes"));
-        aws_lc_rs::rand::fill(bytes).map_err(failed)
-    })
+    DataKey::fill_with(|bytes| secret::random(bytes).map_err(SecretError::Read))
 }
 
 /// That all implementations agree on this processor: a figure of one that errs is worth nothing.

@@ -198,15 +198,7 @@ mod tests {
             cores,
             gigabytes_per_second,
         };
-        let loopback =
-            |operation, request_bytes, depth, encrypted, requests_per_second: f64| LoopbackFigure {
-                operation,
-                request_bytes,
-                depth,
-                encrypted,
-                requests_per_second,
-                gigabytes_per_second: requests_per_second * f64::from(request_bytes) / 1e9,
-            };
+        let loopback = LoopbackFigure::new;
         let figures = Figures {
             cipher: vec![
                 cipher(Direction::Encrypt, 4096, 1, 1.0),

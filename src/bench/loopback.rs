@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::client::{Batch, Client, Operation};
 use super::window::Window;
-use super::{BenchError, LoopbackFigure, giga, significant};
+use super::{BenchError, LoopbackFigure};
 use crate::block::BlockDevice;
 use crate::geometry::{SectorSize, VolumeSize};
 use crate::nbd::server::{Export, Exports, Limits, Listener, Resumed, Served, Signal, Terms, serve};
@@ -89,6 +89,12 @@ impl Loopback {
         let (server, stream) = Server::start(runtime, volume)?;
         let client = Client::negotiate(stream).map_err(failed)?;
         Ok(Self { client, area, _server: server })
+    }
+
+    /// Has both keep to the smaller of their areas: more of one would be in the processor's cache than of the other.
+    pub(super) fn keep_within(&mut self, other: &mut Self) {
+        self.area = self.area.min(other.area);
+        other.area = self.area;
     }
 
     /// Requests that reach everywhere that holds data.
@@ -177,14 +183,25 @@ pub(super) fn measure(
         window.rates(&mut [&mut || encrypted.exchange(&mut first), &mut || plain.exchange(&mut second)])?;
     let figure = |encrypted: bool| {
         let rate = rates.get(usize::from(!encrypted)).copied().unwrap_or_default();
-        LoopbackFigure {
-            operation,
-            request_bytes: length,
-            depth,
-            encrypted,
-            requests_per_second: significant(rate),
-            gigabytes_per_second: giga(rate * f64::from(length)),
-        }
+        LoopbackFigure::new(operation, length, depth, encrypted, rate)
     };
     Ok([figure(true), figure(false)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_that_are_compared_hold_data_in_the_same_area() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let start = |until| Loopback::start(runtime.handle(), Box::new(NoCipher), until).unwrap();
+        let (late, early) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(3600));
+        for [first, second] in [[late, early], [early, late]] {
+            let (mut one, mut other) = (start(first), start(second));
+            assert_eq!(one.area.max(other.area), SIZE);
+            one.keep_within(&mut other);
+            assert_eq!((one.area, other.area), (LEAST, LEAST));
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::BenchError;
 
-/// Times that are measured after one that is not; the median of an odd number is one of them.
+/// Most times that are measured after one that is not; the median of an odd number is one of them.
 const ROUNDS: usize = 5;
 
 /// Something that is done again and again, and returns how much of it has been done.
@@ -20,17 +20,25 @@ pub(super) struct Window<'a> {
 
 impl Window<'_> {
     /// How much each of `works` does in a second: the median of several times, after one for warming up. They take
-    /// turns, so that all meet the same machine.
+    /// turns, so that all meet the same machine. Once the window's time is over, no further round begins: on a machine
+    /// so slow that there was but the first, that one counts.
     pub(super) fn rates(&self, works: &mut [&mut Work<'_>]) -> Result<Vec<f64>, BenchError> {
         let turns = u32::try_from((ROUNDS + 1) * works.len()).unwrap_or(u32::MAX);
         let turn = self.length / turns.max(1);
         let mut rates = vec![Vec::with_capacity(ROUNDS + 1); works.len()];
-        for _ in 0..=ROUNDS {
+        let began = Instant::now();
+        for round in 0..=ROUNDS {
+            if round > 0 && began.elapsed() >= self.length {
+                break;
+            }
             for (work, rates) in works.iter_mut().zip(&mut rates) {
                 rates.push(self.rate(turn, work)?);
             }
         }
-        Ok(rates.into_iter().map(|rates| median(&rates[1..])).collect())
+        Ok(rates
+            .into_iter()
+            .map(|rates| median(rates.get(1..).filter(|warm| !warm.is_empty()).unwrap_or(&rates)))
+            .collect())
     }
 
     /// The rate of `work` alone.
@@ -73,19 +81,34 @@ mod tests {
         assert_eq!(median(&[]), 0.0);
     }
 
-    #[test]
-    fn all_take_as_many_turns() {
-        let (stop, mut turns) = (AtomicBool::new(false), [0, 0]);
-        let [one, other] = &mut turns;
-        let count = |turns: &mut i32| {
-            *turns += 1;
+    /// Who had a turn, one after the other, when each thing that was done took a millisecond or more.
+    fn turns(length: Duration) -> Vec<char> {
+        let (stop, turns) = (AtomicBool::new(false), std::cell::RefCell::new(Vec::new()));
+        let work = |name| {
+            turns.borrow_mut().push(name);
             std::thread::sleep(Duration::from_millis(1));
             Ok(7)
         };
-        let window = Window { length: Duration::ZERO, stop: &stop };
-        let rates = window.rates(&mut [&mut || count(one), &mut || count(other)]).unwrap();
-        assert_eq!(turns, [6, 6], "once each where there is no time at all");
+        let rates =
+            Window { length, stop: &stop }.rates(&mut [&mut || work('a'), &mut || work('b')]).unwrap();
         assert!(rates.len() == 2 && rates.iter().all(|rate| *rate > 0.0 && *rate <= 7000.0), "{rates:?}");
+        let mut turns = turns.into_inner();
+        turns.dedup();
+        turns
+    }
+
+    #[test]
+    fn all_take_as_many_turns() {
+        let turns = turns(Duration::from_millis(100));
+        assert!(turns.len() <= 2 * (ROUNDS + 1), "{turns:?}");
+        assert!(turns.chunks(2).all(|round| round == ['a', 'b']), "{turns:?}");
+    }
+
+    #[test]
+    fn no_round_begins_when_the_time_is_over() {
+        assert_eq!(turns(Duration::ZERO), ['a', 'b'], "once each where there is no time at all");
+        // What has been done once takes longer than all of the time.
+        assert_eq!(turns(Duration::from_millis(1)), ['a', 'b']);
     }
 
     #[test]

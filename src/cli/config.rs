@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::clients::ClientOptions;
 use super::options::{DEFAULT_KEY, KmsOptions, Switch};
+use super::run::{self, BACKING};
 use super::tls::TlsOptions;
 use super::{Failure, output};
 use crate::config::{
@@ -137,6 +138,7 @@ pub(super) fn config(
     clients.terms()?;
     clients.users()?;
     let tls = tls(config)?;
+    run::require_startable(config)?;
     let matches = matches.subcommand_matches("config").unwrap_or(matches);
     let mut table = Table { config, matches, rows: Vec::new() };
     let settings = &config.settings;
@@ -191,7 +193,7 @@ fn kms_rows(table: &mut Table, flags: &KmsOptions) -> Result<(), Failure> {
 
 fn volume_rows(table: &mut Table) {
     let (defaults, watch) = (&table.config.settings.defaults, &table.config.settings.watch);
-    let backing = std::env::var("SEALBLK_BACKING").ok().map(|value| ("SEALBLK_BACKING", value));
+    let backing = std::env::var(BACKING).ok().map(|value| (BACKING, value));
     table.add_file("defaults.backing", backing, &defaults.backing, |text| text.0.clone().into(), "");
     let sector = |size: &crate::config::Sector| size.0.bytes().into();
     table.add_file("defaults.sector_size", None, &defaults.sector_size, sector, "4096");

@@ -6,34 +6,35 @@ mod parent;
 mod storage;
 mod successor;
 mod volume;
+mod watch;
 
 pub(super) use attend::describe as describe_rewrap;
+pub(super) use storage::BACKING;
 pub(super) use successor::{PROBE, Successor};
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tokio::runtime::Runtime;
 
-use self::attend::Watching;
 use self::child::ProcessLimits;
 use self::storage::StorageArgs;
 use self::volume::{Origin, Volume};
+use self::watch::WatchArgs;
 use super::clients::ClientOptions;
 use super::envelopes::open_envelope;
 use super::open_files::OpenFiles;
-use super::options::{KmsOptions, Switch, fall_back, layout};
+use super::options::{KmsOptions, Switch, layout};
 use super::record_file::RecordFile;
 use super::tls::TlsOptions;
 use super::{Failure, options};
 use crate::audit::AuditLog;
-use crate::config::{Config, Interval, KeyUnusable};
+use crate::config::Config;
 use crate::descriptors::{self, Named};
 use crate::engine::{Envelope, NewKey, Newcomers, Serving, Source, Specification};
 use crate::envelope::Life;
 use crate::envelope::file::token_path;
-use crate::envelope::watch::DEFAULT_INTERVAL;
 use crate::files::unfinished;
 use crate::kms::isolate;
 use crate::nbd::server::Address;
@@ -98,13 +99,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "unix:PATH")]
     control: Option<String>,
 
-    /// How often the KMS key's state is looked at, `off` for never [default: 60s; off with --envelope]
-    #[arg(long, value_name = "TIME|off")]
-    watch_key: Option<String>,
-
-    /// What to do once the KMS key is disabled, scheduled for deletion or gone [default: keep]
-    #[arg(long, value_name = "keep|freeze|detach")]
-    when_key_unusable: Option<WhenUnusable>,
+    #[command(flatten)]
+    watch: WatchArgs,
 
     #[command(flatten)]
     clients: ClientOptions,
@@ -120,27 +116,11 @@ pub(super) struct RunArgs {
     command: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WhenUnusable {
-    /// Go on serving
-    Keep,
-    /// Refuse writes until the key is usable again
-    Freeze,
-    /// Tear the volume down
-    Detach,
-}
-
 impl RunArgs {
     /// Takes from the file what no flag or variable said.
     fn inherit(&mut self, config: &Config) {
         self.storage.inherit(config);
-        let watch = &config.settings.watch;
-        fall_back(&mut self.watch_key, &watch.interval, ToString::to_string);
-        fall_back(&mut self.when_key_unusable, &watch.when_key_unusable, |what| match what {
-            KeyUnusable::Keep => WhenUnusable::Keep,
-            KeyUnusable::Freeze => WhenUnusable::Freeze,
-            KeyUnusable::Detach => WhenUnusable::Detach,
-        });
+        self.watch.inherit(config);
         self.clients.inherit(config);
         self.tls.inherit(config);
         self.kms.inherit(config);
@@ -185,25 +165,6 @@ impl RunArgs {
     fn serving(&self, open_files: &OpenFiles) -> Result<Serving, Failure> {
         let newcomers = if self.is_open() { Newcomers::Everywhere } else { Newcomers::Local };
         Ok(Serving { tls: self.tls.load()?, newcomers, ..self.clients.serving(open_files)? })
-    }
-
-    /// What is to be done about the KMS key's state.
-    fn watching(&self) -> Result<Watching, Failure> {
-        let policy = self.when_key_unusable.unwrap_or(WhenUnusable::Keep);
-        // A host with nothing but its grant may not look at the key; one that is to act on it has to.
-        let blind = self.envelope.is_some() && policy == WhenUnusable::Keep;
-        let default = if blind { Interval::Off } else { Interval::Every(DEFAULT_INTERVAL) };
-        let interval = self.watch_key.clone().map_or(Ok(default), Interval::try_from);
-        let interval = match interval.map_err(|why| Failure::Usage(format!("--watch-key: {why}")))? {
-            Interval::Off if policy != WhenUnusable::Keep => {
-                let why =
-                    "--when-key-unusable has nothing to act on with --watch-key off; leave one of them out";
-                return Err(Failure::Usage(why.into()));
-            }
-            Interval::Off => None,
-            Interval::Every(interval) => Some(interval),
-        };
-        Ok(Watching { interval, policy })
     }
 
     fn control(&self) -> Result<Option<PathBuf>, Failure> {
@@ -288,7 +249,7 @@ pub(super) fn run(
     let serving = args.serving(&open_files);
     let (mut origin, serving) = Origin::of(&args, state, inherited, serving)?;
     let parent = origin.parent(args.exit_with_parent)?;
-    let watching = args.watching()?;
+    let watching = args.watch.watching(args.envelope.is_some())?;
     let record = args.record.as_deref().map(RecordFile::open).transpose()?;
     let runtime = runtime()?;
     let volume = Volume { args: &args, json, watching, serving };
@@ -299,6 +260,17 @@ pub(super) fn run(
     result
 }
 
+/// Refuses what no volume could be started with, whatever else its flags are: a backing that is none, and an action on
+/// a key that is not looked at.
+pub(super) fn require_startable(config: &Config) -> Result<(), Failure> {
+    let mut storage = StorageArgs::of_environment();
+    storage.inherit(config);
+    storage.backing()?;
+    let mut watch = WatchArgs::default();
+    watch.inherit(config);
+    watch.watching(false).map(drop)
+}
+
 /// Tells a predecessor which version of a volume's state this program takes over, once everything is read that a
 /// successor with these arguments reads.
 pub(super) fn probe(mut args: RunArgs, config: &Config) -> Result<ExitCode, Failure> {
@@ -307,7 +279,7 @@ pub(super) fn probe(mut args: RunArgs, config: &Config) -> Result<ExitCode, Fail
     harden_process()
         .map_err(|error| Failure::Process { action: "forbid core dumps", source: error.into() })?;
     args.serving(&OpenFiles::raise())?;
-    args.watching()?;
+    args.watch.watching(args.envelope.is_some())?;
     successor::answer(args.is_open());
     Ok(ExitCode::SUCCESS)
 }

@@ -23,6 +23,11 @@ use crate::secret::DataKey;
 /// Most contexts in one direction; more cores than this share.
 const MAX_CONTEXTS: usize = 64;
 
+/// Tweaks that are written before the first of them is needed. AWS-LC reads a tweak as one vector, and a processor makes
+/// such a read wait for as long as the two halves are still on their way to the cache: for sectors of 512 bytes that
+/// is an eighth of the time.
+const AHEAD: usize = 8;
+
 pub(super) struct AwsLc {
     encrypt: Contexts,
     decrypt: Contexts,
@@ -42,14 +47,23 @@ impl AwsLc {
     #[cfg(test)]
     pub(super) fn unit(&self, encrypt: bool, number: u128, unit: &mut [u8]) {
         let contexts = if encrypt { &self.encrypt } else { &self.decrypt };
-        contexts.take().apply(number, unit);
+        contexts.take().apply(&number.to_le_bytes(), unit);
     }
 
     fn apply(&self, contexts: &Contexts, first: u64, data: &mut [u8]) {
         assert_whole_sectors(data, self.sector);
         let mut context = contexts.take();
-        for (number, sector) in (first..).zip(data.chunks_exact_mut(self.sector.bytes())) {
-            context.apply(u128::from(number), sector);
+        let mut number = u128::from(first);
+        for group in data.chunks_mut(AHEAD * self.sector.bytes()) {
+            let count = group.len() / self.sector.bytes();
+            let mut tweaks = [[0; 16]; AHEAD];
+            for tweak in &mut tweaks[..count] {
+                *tweak = number.to_le_bytes();
+                number += 1;
+            }
+            for (tweak, sector) in tweaks.iter().zip(group.chunks_exact_mut(self.sector.bytes())) {
+                context.apply(tweak, sector);
+            }
         }
     }
 }
@@ -140,9 +154,8 @@ impl Context {
         context
     }
 
-    /// One data unit of at least 16 bytes with the given number.
-    fn apply(&mut self, number: u128, unit: &mut [u8]) {
-        let tweak = number.to_le_bytes();
+    /// One data unit of at least 16 bytes; its number is the tweak.
+    fn apply(&mut self, tweak: &[u8; 16], unit: &mut [u8]) {
         let length = c_int::try_from(unit.len()).unwrap_or(c_int::MAX);
         let mut written = 0;
         // SAFETY: the context is valid, keyed and ours alone; the tweak has the 16 bytes that are read.

@@ -111,12 +111,12 @@ proptest! {
         key_bytes in proptest::collection::vec(any::<u8>(), 64),
         first in 0u64..1 << 40,
         data in proptest::collection::vec(any::<u8>(), 4096),
-        sectors in 1usize..5,
+        sectors in 1usize..40,
         small: bool,
     ) {
         let sector = if small { SectorSize::B512 } else { SectorSize::B4096 };
         let key = key(&key_bytes);
-        let plain = data.repeat(sectors);
+        let plain: Vec<u8> = data.into_iter().cycle().take(sectors * sector.bytes()).collect();
         let (aws_lc, portable) = (Implementation::AwsLc.cipher(&key, sector), Implementation::Portable.cipher(&key, sector));
         let (mut a, mut b) = (plain.clone(), plain.clone());
         aws_lc.encrypt(first, &mut a);

@@ -180,6 +180,13 @@ fn what_run_would_refuse_is_refused_before() {
             2,
             &["sealblk.toml, line 2: sockets.allow_users: ", "out of range"],
         ),
+        (
+            "[watch]\ninterval = 'off'\nwhen_key_unusable = 'freeze'\n",
+            2,
+            &["--when-key-unusable has nothing to act on with --watch-key off"],
+        ),
+        ("[watch]\nwhen_key_unusable = 'detach'\ninterval = 'off'\n", 2, &["nothing to act on"]),
+        ("[defaults]\nbacking = '/dev/null'\n", 7, &["/dev/null"]),
     ] {
         let [run, config] = [&RUN[..], &["config"]].map(|args| finish(configured(&lab, content, args)));
         assert_fails(&run, code, words);

@@ -132,15 +132,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let loopback =
-            |operation, request_bytes, depth, encrypted, requests_per_second: f64| LoopbackFigure {
-                operation,
-                request_bytes,
-                depth,
-                encrypted,
-                requests_per_second,
-                gigabytes_per_second: requests_per_second * f64::from(request_bytes) / 1e9,
-            };
+        let loopback = LoopbackFigure::new;
         let figures = Figures {
             cipher: [
                 cipher("aws-lc", 4096, 1),

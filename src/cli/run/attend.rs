@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::WhenUnusable;
 use super::child::Captive;
 use super::successor::{self, Successor};
+use super::watch::WhenUnusable;
 use crate::cli::failure::Failure;
 use crate::cli::signals::{RestartSignals, Signal, Signals};
 use crate::control::{Bound, Command, Order, Refusal, RefusalKind, RewrapRequest};

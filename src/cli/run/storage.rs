@@ -9,7 +9,10 @@ use crate::store::Backing;
 use crate::volume::Options;
 use crate::xts::Implementation;
 
-#[derive(Args)]
+/// Variable of `--backing`.
+pub(in crate::cli) const BACKING: &str = "SEALBLK_BACKING";
+
+#[derive(Args, Default)]
 pub(super) struct StorageArgs {
     /// Bytes enciphered as one unit: 4096, or 512 for clients that need it [default: 4096]
     #[arg(long, value_name = "4096|512")]
@@ -17,7 +20,7 @@ pub(super) struct StorageArgs {
 
     /// Where the ciphertext lies: a directory (an unnamed file in it), a file, a block device, or `memory`
     /// [default: $TMPDIR or /var/tmp]
-    #[arg(long, env = "SEALBLK_BACKING", value_name = "DIR|FILE|BLOCKDEV|memory")]
+    #[arg(long, env = BACKING, value_name = "DIR|FILE|BLOCKDEV|memory")]
     backing: Option<String>,
 
     /// Give space back on trim and zeros; `off` hides which sectors are used [default: on]
@@ -60,6 +63,11 @@ enum CipherCode {
 }
 
 impl StorageArgs {
+    /// As of a command line without flags.
+    pub(super) fn of_environment() -> Self {
+        Self { backing: std::env::var(BACKING).ok(), ..Self::default() }
+    }
+
     /// Takes from the file what no flag or variable said.
     pub(super) fn inherit(&mut self, config: &Config) {
         let file = &config.settings.defaults;

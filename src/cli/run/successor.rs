@@ -1,8 +1,8 @@
 //! Leaving a volume to a successor: this process re-executed, or one that systemd starts.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -132,13 +132,20 @@ pub(super) async fn check(running: &Running) -> Result<(), String> {
         }
         return Ok(());
     }
-    Err(format!(
-        "{} does not take over what this process hands over ({}): {}; mend what it names, go back to a version that \
-         does, or end the volume",
-        program.display(),
-        answer.status,
-        String::from_utf8_lossy(&answer.stderr).trim()
-    ))
+    Err(refusal(&program, &answer))
+}
+
+/// In the successor's own words, if it had any.
+fn refusal(program: &Path, answer: &Output) -> String {
+    let said = String::from_utf8_lossy(&answer.stderr);
+    let why = match said.trim() {
+        "" => format!("it ended with {} and named no reason;", answer.status),
+        said => format!("{said} ({}); mend what it names,", answer.status),
+    };
+    format!(
+        "{} does not take over what this process hands over: {why} go back to a version that does, or end the volume",
+        program.display()
+    )
 }
 
 /// What [`check`] looks for: which version of a volume's state this program takes over, and whether it may be `open`
@@ -173,4 +180,32 @@ pub(super) fn named(control: Option<Bound>) -> Result<Option<Named>, HandoverErr
         source: std::io::Error::other(error.to_string()),
     })?;
     Ok(Some(Named { name: CONTROL.into(), descriptor }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_successor_that_says_nothing_is_told_by_its_end() {
+        let refusal = |status, stderr: &str| {
+            let status = ExitStatus::from_raw(status);
+            refusal(Path::new("/new"), &Output { status, stdout: Vec::new(), stderr: stderr.into() })
+        };
+        for (status, stderr, expected) in [
+            (3 << 8, "", "it ended with exit status: 3 and named no reason; go back"),
+            (9, "\n", "it ended with signal: 9 (SIGKILL) and named no reason; go back"),
+            (
+                2 << 8,
+                "error: no file c.pem\n",
+                "error: no file c.pem (exit status: 2); mend what it names, go back",
+            ),
+        ] {
+            let said = refusal(status, stderr);
+            assert!(said.starts_with("/new does not take over") && said.contains(expected), "{said}");
+        }
+    }
 }

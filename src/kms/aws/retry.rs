@@ -9,12 +9,12 @@
 
 use std::time::Duration;
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::super::error::Attempts;
 use super::super::{ErrorClass, KmsError};
+use crate::secret;
 
 /// Most attempts where nothing says that the next one will fare better: one and four more.
 const ATTEMPTS: u32 = 5;
@@ -170,9 +170,9 @@ impl Tries {
 fn random_part() -> f64 {
     let mut bytes = [0; 4];
     // Without random bytes pauses have half their length, all alike.
-    match getrandom(&mut bytes, GetRandomFlags::NONBLOCK) {
-        Ok(4) => f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX),
-        _ => 0.5,
+    match secret::random(&mut bytes) {
+        Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX),
+        Err(_) => 0.5,
     }
 }
 

@@ -14,12 +14,12 @@
 //! The associated data is the first 49 bytes and the encryption context. Random 96-bit nonces are good for 2^32
 //! blobs under one material (NIST SP 800-38D, 8.3); rotation starts a new count.
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use uuid::Uuid;
 
 use super::failure::Failure;
 use super::pairs::Pairs;
-use super::record::MaterialId;
+use super::record::{MaterialId, random};
 use super::wire::Secret;
 use crate::secret::LockedBytes;
 
@@ -54,7 +54,7 @@ impl Header {
     /// Encrypts `plaintext` under `material`, which is the one that the header names.
     ///
     /// # Errors
-    /// KMSInternalException without lockable memory.
+    /// KMSInternalException without lockable memory or random bytes.
     pub(crate) fn seal(
         &self,
         material: &LockedBytes,
@@ -62,17 +62,16 @@ impl Header {
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Failure> {
         let mut in_place = Secret::copy_from(plaintext).map_err(Failure::memory)?;
-        let mut tag = Vec::with_capacity(TAG);
-        let key = cipher(material)?;
-        let bytes = in_place.0.as_mut_slice();
-        let nonce = key
-            .seal_in_place_separate_tag(self.associated_data(context), bytes)
-            .map(|(nonce, made)| {
-                tag.extend(made.as_ref());
-                nonce
-            })
+        let mut nonce = [0; NONCE];
+        random(&mut nonce)?;
+        let tag = cipher(material)?
+            .seal_in_place_separate_tag(
+                Nonce::from(&nonce),
+                self.associated_data(context),
+                in_place.0.as_mut_slice(),
+            )
             .map_err(|_| Failure::internal("encryption failed"))?;
-        Ok([&self.encode(), &nonce.as_ref()[..], in_place.expose(), &tag].concat())
+        Ok([&self.encode(), &nonce[..], in_place.expose(), tag.as_ref()].concat())
     }
 }
 
@@ -121,8 +120,9 @@ pub(crate) fn invalid_ciphertext() -> Failure {
     )
 }
 
-fn cipher(material: &LockedBytes) -> Result<RandomizedNonceKey, Failure> {
-    RandomizedNonceKey::new(&AES_256_GCM, material.as_slice())
+fn cipher(material: &LockedBytes) -> Result<LessSafeKey, Failure> {
+    UnboundKey::new(&AES_256_GCM, material.as_slice())
+        .map(LessSafeKey::new)
         .map_err(|_| Failure::internal("the key material is not 32 bytes long"))
 }
 

@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::pairs::Pairs;
 use crate::hex;
 use crate::kms::KeyState;
+use crate::secret;
 
 /// Name of one key material: 32 random bytes, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -226,7 +227,8 @@ impl Constraints {
 /// # Errors
 /// KMSInternalException if it gives none.
 pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Failure> {
-    aws_lc_rs::rand::fill(bytes).map_err(|_| Failure::internal("the system gives no random bytes"))
+    secret::random(bytes)
+        .map_err(|error| Failure::internal(format!("the system gives no random bytes: {error}")))
 }
 
 #[cfg(test)]
