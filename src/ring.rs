@@ -95,6 +95,9 @@ impl<'a> Ring<'a> {
     /// The operating system's.
     pub fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
         self.collect();
+        if !self.ended.is_empty() && !self.ring.submission().is_empty() {
+            self.ring.submit()?;
+        }
         while self.ended.is_empty() {
             let in_time = self.enter(at_most)?;
             self.collect();

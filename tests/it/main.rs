@@ -19,6 +19,7 @@ mod clients;
 mod config;
 mod control_socket;
 mod deploy;
+mod direct;
 mod endings;
 mod enveloped;
 mod fleet;

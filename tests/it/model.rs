@@ -12,12 +12,14 @@ mod operation;
 pub(crate) mod random;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::process::Command;
 
 use disk::Disk;
 use driver::Driver;
 use operation::Export;
 
 use crate::bad_input::devices::Device;
+use crate::direct::without_io_uring;
 use crate::restart::{SIGUSR2, await_successor};
 use crate::support::{Lab, Volume};
 
@@ -54,9 +56,13 @@ fn cells(test: &'static str) -> impl Iterator<Item = Cell> {
 
 impl Cell {
     fn start(&self, lab: &Lab, args: &[&str]) -> Volume {
+        Volume::spawn(self.command(lab, args))
+    }
+
+    fn command(&self, lab: &Lab, args: &[&str]) -> Command {
         let (size, sector) = (format!("--size={SIZE}"), format!("--sector-size={}", self.export.sector));
         let discard = if self.export.discard { "--discard=on" } else { "--discard=off" };
-        Volume::start(lab, &[&[size.as_str(), &sector, discard], args].concat())
+        lab.sealblk([&["run", "--json", size.as_str(), &sector, discard], args].concat())
     }
 
     fn driver(&self, volume: &Volume, export: Export, disk: Disk) -> Driver {
@@ -104,6 +110,15 @@ fn past_the_page_cache() {
 }
 
 #[test]
+fn past_the_page_cache_without_io_uring() {
+    for cell in cells("past_the_page_cache_without_io_uring").filter(|cell| cell.export.sector == 4096) {
+        let lab = Lab::new();
+        let run = cell.command(&lab, &["--backing=/var/tmp", "--direct"]);
+        cell.check(Volume::spawn(without_io_uring(&run)));
+    }
+}
+
+#[test]
 fn with_flushes_ignored() {
     for cell in cells("with_flushes_ignored").step_by(3) {
         let lab = Lab::new();
@@ -135,21 +150,30 @@ fn on_a_block_device() {
     }
 }
 
-/// Successor processes take over with requests in flight.
 #[test]
 fn over_restarts() {
-    for cell in cells("over_restarts").step_by(3) {
-        let lab = Lab::new();
-        let mut volume = cell.start(&lab, &["--backing=memory", "--restartable", "--watch-key=off"]);
-        let mut driver = cell.driver(&volume, cell.export, Disk::new(cell.export));
-        for _ in 0..3 {
-            driver.go(STEPS / 9);
-            driver.put_in_flight(30);
-            volume.signal(SIGUSR2);
-            driver.put_in_flight(30);
-            await_successor(&mut volume);
-        }
-        driver.finish();
-        assert!(volume.stop().0.success());
+    cells("over_restarts").step_by(3).for_each(|cell| over_restarts_on(&cell, &["--backing=memory"]));
+}
+
+#[test]
+fn over_restarts_past_the_page_cache() {
+    let direct = ["--backing=/var/tmp", "--direct"];
+    let cells = cells("over_restarts_past_the_page_cache").filter(|cell| cell.export.sector == 4096);
+    cells.for_each(|cell| over_restarts_on(&cell, &direct));
+}
+
+/// Successor processes take over with requests in flight.
+fn over_restarts_on(cell: &Cell, backing: &[&str]) {
+    let lab = Lab::new();
+    let mut volume = cell.start(&lab, &[backing, &["--restartable", "--watch-key=off"]].concat());
+    let mut driver = cell.driver(&volume, cell.export, Disk::new(cell.export));
+    for _ in 0..3 {
+        driver.go(STEPS / 9);
+        driver.put_in_flight(30);
+        volume.signal(SIGUSR2);
+        driver.put_in_flight(30);
+        await_successor(&mut volume);
     }
+    driver.finish();
+    assert!(volume.stop().0.success());
 }
