@@ -3,7 +3,7 @@
 CARGO ?= cargo
 # How long `make fuzz` runs each target.
 FUZZ_SECONDS ?= 60
-# More for benches/servers: --scaling, --direct, --disk DIR, --rounds N, --seconds N.
+# More for benches/servers, whichever mode: --disk DIR, --ram DIR, --rounds N, --seconds N, --size MIB.
 BENCH_OPTIONS ?=
 SHELL_SCRIPTS := $(shell grep -rlE '^\#!.*\bbash' .ci scripts tests --include='*' --exclude='*.rs' --exclude='*.md')
 
@@ -41,10 +41,12 @@ audit: ## Check dependencies against the RustSec advisories (needs network acces
 	scripts/setup lint
 	$(CARGO) deny --locked check advisories
 
-bench: ## Compare the server with others, and write the figures into docs/performance (a quarter of an hour)
+bench: ## Compare the server with others, and write the figures into docs/performance (half an hour)
 	scripts/setup bench
 	$(CARGO) build --release --locked
 	benches/servers --write $(BENCH_OPTIONS)
+	benches/servers --scaling --write $(BENCH_OPTIONS)
+	benches/servers --direct --write $(BENCH_OPTIONS)
 
 bench-code: ## Measure the code by itself: cipher, protocol, volume, one connection
 	scripts/setup bench

@@ -6,6 +6,7 @@
 //!
 //! Requests at any byte offset are served, in any number at once: `ranges` keeps apart those that overlap.
 
+mod discard;
 mod holes;
 mod lane;
 mod ranges;
@@ -24,7 +25,7 @@ use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
 use crate::store::Store;
 use crate::xts::SectorCipher;
 
-/// Bytes enciphered at a time where zeros have to be written: half of a common L2 cache.
+/// Bytes at a time where zeros have to be written: half of a common L2 cache.
 const PIECE: usize = 256 * 1024;
 /// Holes that are looked for in one request, by two system calls each: a few milliseconds, however large it is.
 const MOST_HOLES: usize = 4096;
@@ -239,16 +240,6 @@ impl EncryptedVolume {
     /// Asked between the pieces of a request that may be as long as the volume.
     fn go_on(&self) -> Result<(), BlockError> {
         if self.stopped.load(Ordering::Relaxed) { Err(BlockError::Stopped) } else { Ok(()) }
-    }
-
-    fn discard_sectors(&self, body: ByteRange) -> Result<(), BlockError> {
-        for piece in body.pieces(REGION) {
-            let _writing = self.ranges.hold(piece, Use::Write);
-            // After the wait, which may be long where many discard the same.
-            self.go_on()?;
-            self.store.discard(piece)?;
-        }
-        Ok(())
     }
 
     fn zero_sectors(&self, body: ByteRange) -> Result<(), BlockError> {

@@ -203,11 +203,15 @@ impl Store for FileStore {
                 match fallocate(&self.file, flags, range.start(), range.length()) {
                     Ok(()) => return Ok(()),
                     Err(Errno::INTR) => {}
-                    Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => break,
+                    // Smaller than the device's blocks, or not at their borders: others may be punched.
+                    Err(Errno::INVAL) => break,
+                    Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => {
+                        self.cannot_punch.store(true, Ordering::Relaxed);
+                        break;
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
-            self.cannot_punch.store(true, Ordering::Relaxed);
         }
         self.write_zeros(range)
     }
@@ -247,6 +251,15 @@ mod tests {
             let zeros = 4096..304_096;
             assert!(all.iter().enumerate().all(|(i, byte)| *byte == if zeros.contains(&i) { 0 } else { 7 }));
         }
+    }
+
+    /// The system takes no offset beyond 2^63, as a device takes none within its blocks.
+    #[test]
+    fn a_hole_that_cannot_be_punched_keeps_no_other_from_it() {
+        let store = store(1 << 20);
+        let refused = store.discard(range(1 << 63, 4096)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        assert!(store.discards_quickly());
     }
 
     /// On a disk, mostly, as the backing of a volume that names none.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "the low bits are what test data is made of")]
 
+mod discards;
 mod model;
 mod stores;
 

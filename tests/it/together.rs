@@ -80,3 +80,32 @@ fn a_private_socket_is_its_owners_alone() {
     assert_eq!(mode(&lab.journals()[0]), 0o600);
     assert!(volume.stop().0.success());
 }
+
+/// The C library's allocator keeps what is freed, apart for each of its arenas. One that is not the first lies in
+/// mappings of 64 MiB (glibc, malloc/arena.c, `HEAP_MAX_SIZE`), each at a multiple of that.
+#[test]
+fn freed_memory_is_kept_in_few_places() {
+    const HEAP: u64 = 64 << 20;
+    let lab = Lab::new();
+    let volume = Volume::start(&lab, &["--size", "64M", "--backing", "memory"]);
+    for _ in 0..4 {
+        let clients = (0..8).map(|number| {
+            let socket = volume.socket();
+            std::thread::spawn(move || {
+                let mut client = Client::ready(&socket);
+                for offset in [0, 1 << 20, 2 << 20] {
+                    client.write((number << 23) + offset, &vec![7; 1 << 20]);
+                    client.read((number << 23) + offset, 1 << 20);
+                }
+            })
+        });
+        clients.collect::<Vec<_>>().into_iter().for_each(|client| client.join().unwrap());
+    }
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", volume.child.id())).unwrap();
+    let is_heap = |line: &&str| {
+        let start = line.split('-').next().and_then(|start| u64::from_str_radix(start, 16).ok());
+        line.contains(" rw-p ") && !line.contains(['/', '[']) && start.is_some_and(|start| start % HEAP == 0)
+    };
+    let heaps: Vec<&str> = maps.lines().filter(is_heap).collect();
+    assert!(heaps.len() <= 2, "{heaps:#?}");
+}

@@ -126,3 +126,14 @@ fn a_device_keeps_a_durable_volume() {
     assert_succeeds(&lab.run(&open, read));
     assert!(device.content() == kept);
 }
+
+/// The device punches no hole smaller than its blocks; that says nothing of larger ones.
+#[test]
+fn a_device_with_larger_blocks_than_the_volumes_sectors() {
+    let lab = Lab::new();
+    let device = Device::new(&lab, "--sector-size 4096");
+    drop(tool("qemu-io"));
+    let script = "qemu-io -f raw -c 'write -P 0xab 0 1M' -c 'write -z -u 512 1k' -c 'write -z -u -n 64k 64k' \
+        -c 'read -P 0xab 0 512' -c 'read -P 0 512 1k' -c 'read -P 0xab 1536 64000' -c 'read -P 0 64k 64k' \"$uri\"";
+    assert_succeeds(&lab.run(&["--size", "4M", "--sector-size", "512", "--backing", &device.path], script));
+}
