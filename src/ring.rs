@@ -7,30 +7,76 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
 
 use crate::block::{DEPTH, Direction, Readiness, Transfer};
 
 /// Entries of the submission queue: all transfers, and what else is waited for. A power of two.
 const ENTRIES: u32 = 256;
-/// The file's place among the registered ones.
-const FILE: Fixed = Fixed(0);
+/// Most rings of a file at once: each takes a descriptor. Threads beyond that wait for each of their requests.
+pub const MOST: usize = 64;
 /// Marks what is watched, among the entries' user data.
 const WATCH: u64 = 1 << 32;
+
+/// The rings of a file.
+#[derive(Default)]
+pub struct Rings {
+    count: AtomicUsize,
+    /// Set by the first attempt that the kernel refuses and always will.
+    refused: AtomicBool,
+}
+
+impl Rings {
+    /// For transfers from and to `file` by the calling thread; `None` where there are enough already, or the kernel or
+    /// the container does not allow it, which is logged once.
+    pub fn ring<'a>(&'a self, file: &'a File) -> Option<Ring<'a>> {
+        if self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        // Counted by now, so that it is given back however this ends.
+        let place = Place(&self.count);
+        if self.count.fetch_add(1, Ordering::Relaxed) >= MOST {
+            return None;
+        }
+        Ring::new(file, place).inspect_err(|error| self.log(error)).ok()
+    }
+
+    fn log(&self, error: &io::Error) {
+        let lasting = error.kind() == io::ErrorKind::Unsupported
+            || matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL));
+        if !lasting {
+            tracing::debug!(%error, "no io_uring for a thread");
+        } else if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "io_uring cannot be used here: threads that wait do its work, and need more processor time");
+        }
+    }
+}
+
+/// Among those that are counted, until it is dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// One thread's transfers.
 pub struct Ring<'a> {
     ring: IoUring,
+    descriptor: RawFd,
     /// By their tokens.
     transfers: Vec<Option<Entry>>,
     under_way: usize,
     /// Ends that are still to be told.
     ended: VecDeque<Ended>,
     file: PhantomData<&'a File>,
+    _place: Place<'a>,
 }
 
 struct Entry {
@@ -48,23 +94,30 @@ pub enum Ended {
 }
 
 impl<'a> Ring<'a> {
-    /// For transfers from and to `file` by the calling thread.
-    ///
-    /// # Errors
-    /// The operating system's: where the kernel or the container does not allow io_uring, for example.
-    pub fn new(file: &'a File) -> io::Result<Self> {
+    fn new(file: &'a File, place: Place<'a>) -> io::Result<Self> {
         // Completions are worked off when this thread asks for them, and nobody else submits (Linux 6.1).
         let quick =
             IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(ENTRIES);
         let ring = quick.or_else(|_| IoUring::new(ENTRIES))?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        // Waiting with a limit (Linux 5.11), and no completion that is lost.
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        // Not registered: a ring lets go of what is, and so of its lock, some time after it is closed.
+        let descriptor = file.as_raw_fd();
         let transfers = (0..DEPTH).map(|_| None).collect();
-        Ok(Self { ring, transfers, under_way: 0, ended: VecDeque::new(), file: PhantomData })
+        let ended = VecDeque::new();
+        Ok(Self { ring, descriptor, transfers, under_way: 0, ended, file: PhantomData, _place: place })
     }
 
     /// Begins a transfer; its end is told by [`Ring::next`].
-    pub fn begin(&mut self, transfer: Transfer) {
+    ///
+    /// # Panics
+    /// If its token is another one's that is under way, or its memory is too short: the kernel would use what it may not.
+    pub fn begin(&mut self, mut transfer: Transfer) {
         let token = transfer.token;
+        assert!(self.transfers[token].is_none(), "{token} is under way already");
+        assert!(transfer.data().len() == transfer.length);
         self.transfers[token] = Some(Entry { transfer, moved: 0 });
         self.under_way += 1;
         self.go_on(token);
@@ -82,7 +135,7 @@ impl<'a> Ring<'a> {
             Readiness::Room => libc::POLLOUT,
         };
         // Bits of a mask, none of which is a sign.
-        let poll = opcode::PollAdd::new(types::Fd(descriptor.as_raw_fd()), u32::from(flags.cast_unsigned()));
+        let poll = opcode::PollAdd::new(Fd(descriptor.as_raw_fd()), u32::from(flags.cast_unsigned()));
         if let Err(error) = self.push(&poll.build().user_data(WATCH | token as u64)) {
             tracing::debug!(%error, "a descriptor cannot be watched");
             self.ended.push_back(Ended::Watch(token));
@@ -96,7 +149,7 @@ impl<'a> Ring<'a> {
     pub fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
         self.collect();
         if !self.ended.is_empty() && !self.ring.submission().is_empty() {
-            self.ring.submit()?;
+            self.submit()?;
         }
         while self.ended.is_empty() {
             let in_time = self.enter(at_most)?;
@@ -117,6 +170,14 @@ impl<'a> Ring<'a> {
         ended
     }
 
+    fn submit(&self) -> io::Result<()> {
+        match self.ring.submit() {
+            // What is not handed over now is next time.
+            Err(error) if is_passing(&error) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
     /// Hands over what has begun, and waits; false if the time is over.
     fn enter(&mut self, at_most: Option<Duration>) -> io::Result<bool> {
         let entered = match at_most.map(Timespec::from) {
@@ -125,12 +186,9 @@ impl<'a> Ring<'a> {
         };
         match entered {
             Ok(_) => Ok(true),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME) => Ok(false),
-                // Busy: completions have to be taken first.
-                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(true),
-                _ => Err(error),
-            },
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(false),
+            Err(error) if is_passing(&error) => Ok(true),
+            Err(error) => Err(error),
         }
     }
 
@@ -139,12 +197,13 @@ impl<'a> Ring<'a> {
         let Some(Entry { transfer, moved }) = &mut self.transfers[token] else { return };
         let (offset, moved) = (transfer.offset + *moved as u64, *moved);
         let direction = transfer.direction;
+        let file = Fd(self.descriptor);
         let rest = &mut transfer.data()[moved..];
         // At most a buffer's length, which is far less than 4 GiB.
         let length = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let entry = match direction {
-            Direction::Read => opcode::Read::new(FILE, rest.as_mut_ptr(), length).offset(offset).build(),
-            Direction::Write => opcode::Write::new(FILE, rest.as_ptr(), length).offset(offset).build(),
+            Direction::Read => opcode::Read::new(file, rest.as_mut_ptr(), length).offset(offset).build(),
+            Direction::Write => opcode::Write::new(file, rest.as_ptr(), length).offset(offset).build(),
         };
         if let Err(error) = self.push(&entry.user_data(token as u64)) {
             self.end(token, Err(error));
@@ -153,7 +212,7 @@ impl<'a> Ring<'a> {
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         if self.ring.submission().is_full() {
-            self.ring.submit()?;
+            self.submit()?;
         }
         // SAFETY: the descriptor of a poll is looked up when it is submitted, and another file under its number would
         // only be waited for in vain. The memory of a read or a write belongs to a transfer in `transfers`, is not
@@ -206,6 +265,11 @@ impl<'a> Ring<'a> {
     }
 }
 
+/// Interrupted, or completions have to be taken first.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
+
 impl Drop for Ring<'_> {
     fn drop(&mut self) {
         while self.transfers.iter().any(Option::is_some) {
@@ -253,8 +317,8 @@ mod tests {
 
     #[test]
     fn transfers_go_both_ways_as_many_as_there_may_be() {
-        let file = tempfile::tempfile().unwrap();
-        let mut ring = Ring::new(&file).unwrap();
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
+        let mut ring = rings.ring(&file).unwrap();
         for round in 1..4_u8 {
             for token in 0..DEPTH {
                 let mut write = transfer(token, Direction::Write, token as u64 * 8192, 8192);
@@ -276,9 +340,9 @@ mod tests {
 
     #[test]
     fn what_a_file_does_not_have_is_an_error() {
-        let file = tempfile::tempfile().unwrap();
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
         file.write_all_at(&[3; 5000], 0).unwrap();
-        let mut ring = Ring::new(&file).unwrap();
+        let mut ring = rings.ring(&file).unwrap();
         ring.begin(transfer(0, Direction::Read, 0, 5000));
         ring.begin(transfer(1, Direction::Read, 4096, 4096));
         let ended = all(&mut ring);
@@ -290,8 +354,8 @@ mod tests {
 
     #[test]
     fn errors_are_the_operating_systems() {
-        let file = File::open("/dev/null").unwrap();
-        let mut ring = Ring::new(&file).unwrap();
+        let (file, rings) = (File::open("/dev/null").unwrap(), Rings::default());
+        let mut ring = rings.ring(&file).unwrap();
         ring.begin(transfer(7, Direction::Write, 0, 512));
         let ended = all(&mut ring);
         assert_eq!(ended[0].2.as_ref().unwrap_err().raw_os_error(), Some(libc::EBADF));
@@ -299,8 +363,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_watched_beside_transfers() {
-        let file = tempfile::tempfile().unwrap();
-        let mut ring = Ring::new(&file).unwrap();
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
+        let mut ring = rings.ring(&file).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         ring.watch(ours.as_fd(), Readiness::Room, 5);
         ring.wait(None).unwrap();
@@ -320,9 +384,9 @@ mod tests {
 
     #[test]
     fn a_ring_that_is_dropped_leaves_nothing_under_way() {
-        let file = tempfile::tempfile().unwrap();
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
         for _ in 0..50 {
-            let mut ring = Ring::new(&file).unwrap();
+            let mut ring = rings.ring(&file).unwrap();
             for token in 0..DEPTH {
                 let mut write = transfer(token, Direction::Write, token as u64 * 4096, 4096);
                 write.data().fill(9);
@@ -334,5 +398,23 @@ mod tests {
             assert!(all.iter().all(|byte| *byte == 9));
             file.set_len(0).unwrap();
         }
+    }
+
+    #[test]
+    fn there_are_no_more_than_there_may_be() {
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
+        let all: Vec<_> = (0..MOST).map(|_| rings.ring(&file).unwrap()).collect();
+        assert!(rings.ring(&file).is_none());
+        drop(all);
+        assert!(rings.ring(&file).is_some());
+    }
+
+    #[test]
+    #[should_panic(expected = "under way already")]
+    fn a_token_is_one_transfers_at_a_time() {
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
+        let mut ring = rings.ring(&file).unwrap();
+        ring.begin(transfer(1, Direction::Write, 0, 4096));
+        ring.begin(transfer(1, Direction::Write, 0, 4096));
     }
 }

@@ -2,8 +2,10 @@
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
-/// Descriptors that are not connections: backing, journal, envelope, listeners, pipes, calls to the KMS.
-const OTHERS: u64 = 64;
+use crate::ring::MOST;
+
+/// Descriptors that are not connections: backing, journal, envelope, listeners, pipes, calls to the KMS; and rings.
+const OTHERS: u64 = 64 + MOST as u64;
 
 /// The limit after [`OpenFiles::raise`], and the one before.
 pub(super) struct OpenFiles {

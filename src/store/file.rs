@@ -17,7 +17,7 @@ use super::Store;
 use super::error::StoreError;
 use crate::block::Extents;
 use crate::geometry::ByteRange;
-use crate::ring::Ring;
+use crate::ring::{Ring, Rings};
 
 /// Most bytes that one hint fetches: a READ is no longer.
 const MOST_PREFETCHED: u64 = 64 << 20;
@@ -36,8 +36,7 @@ pub struct FileStore {
     cannot_tell: AtomicBool,
     in_memory: bool,
     direct: Option<Direct>,
-    /// Set by the first attempt to have a ring that the kernel refuses.
-    no_ring: AtomicBool,
+    rings: Rings,
 }
 
 impl FileStore {
@@ -48,8 +47,8 @@ impl FileStore {
         let in_memory = is_file && fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
         // In memory, there is nothing to pass by.
         let direct = if in_memory { None } else { Direct::of(&file) };
-        let [cannot_punch, cannot_tell, no_ring] = [(); 3].map(|()| AtomicBool::new(false));
-        Self { file, cannot_punch, cannot_tell, in_memory, direct, no_ring }
+        let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { file, cannot_punch, cannot_tell, in_memory, direct, rings: Rings::default() }
     }
 
     /// Past the page cache from now on, in whole sectors of `sector` bytes. `path` is the file's.
@@ -141,15 +140,7 @@ impl Store for FileStore {
 
     fn ring(&self) -> Option<Ring<'_>> {
         // What the page cache has is there sooner without.
-        if self.direct.is_none() || self.no_ring.load(Ordering::Relaxed) {
-            return None;
-        }
-        let refused = |error: &io::Error| {
-            if !self.no_ring.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%error, "io_uring cannot be used here: threads that wait do its work, and need more processor time");
-            }
-        };
-        Ring::new(&self.file).inspect_err(refused).ok()
+        self.direct.as_ref().and_then(|_| self.rings.ring(&self.file))
     }
 
     fn extents(&self, range: ByteRange, most: usize, extents: &mut Extents) -> io::Result<()> {

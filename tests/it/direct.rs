@@ -1,8 +1,10 @@
 //! Volumes past the page cache, whose requests are under way at once: in what order clients are answered, and what is
 //! done where the kernel refuses io_uring.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::raw::{Client, Mode};
 use crate::support::{Lab, Volume, tool};
@@ -193,4 +195,61 @@ fn clients_that_vanish_leave_nothing() {
     assert_eq!(client.read(32 << 20, 4096), vec![0; 4096]);
     client.part();
     assert!(volume.stop().0.success());
+}
+
+/// Replies that nobody reads take memory as well: at some point, nothing more is received.
+#[test]
+fn a_client_that_writes_and_never_reads_is_kept_waiting() {
+    let lab = Lab::new();
+    let volume = Volume::spawn(run(&lab, &[]));
+    let client = Client::ready(&volume.socket());
+    let mut stream = client.stream;
+    stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut write = [&0x2560_9513_u32.to_be_bytes()[..], &0_u16.to_be_bytes(), &WRITE.to_be_bytes()].concat();
+    write.extend([0; 16]);
+    write.extend(4096_u32.to_be_bytes());
+    write.extend([7; 4096]);
+    // Far more than sockets hold, and than a connection may have in flight.
+    let sent = (0..30_000).take_while(|_| stream.write_all(&write).is_ok()).count();
+    assert!(sent < 30_000, "{sent} writes were received, and none of their replies was read");
+    drop(stream);
+    let mut other = Client::ready(&volume.socket());
+    assert_eq!(other.read(0, 4096), vec![7; 4096]);
+    other.part();
+    assert!(volume.stop().0.success());
+}
+
+/// What was received whole is answered when the volume ends, or the client says no more, in the middle of a write's data.
+#[test]
+fn what_came_before_a_half_write_is_answered_at_the_end() {
+    for by_signal in [true, false] {
+        let lab = Lab::new();
+        let volume = Volume::spawn(run(&lab, &[]));
+        let mut client = Client::ready(&volume.socket());
+        let data = pattern(0, 65_536);
+        let mut cookies = Vec::new();
+        for number in 0..64 {
+            cookies.push(client.request(0, WRITE, number * 65_536, 65_536));
+            client.send(&data);
+        }
+        client.request(0, WRITE, 0, 65_536);
+        client.send(&data[..100]);
+        if by_signal {
+            // So much has been received by then.
+            let (error, cookie) = client.reply().unwrap();
+            assert_eq!(error, 0);
+            cookies.retain(|one| *one != cookie);
+            volume.signal(15);
+        } else {
+            client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let mut answered = 0;
+        while let Ok((error, _)) = client.reply() {
+            assert_eq!(error, 0);
+            answered += 1;
+        }
+        // At a signal, what the socket still holds is not received any more.
+        assert!(by_signal || answered == cookies.len(), "{answered} of {}", cookies.len());
+        assert!(if by_signal { volume.end().0 } else { volume.stop().0 }.success());
+    }
 }

@@ -291,11 +291,11 @@ fn connections_are_fitted_to_the_descriptors_there_may_be_and_commands_keep_thei
         shell.arg("unused");
         finish(command)
     };
-    let output = limited("ulimit -n 100", "-- true");
+    let output = limited("ulimit -n 164", "-- true");
     assert_succeeds(&output);
     let warned = text(&output.stderr);
     assert!(
-        warned.contains("only 36 connections") && warned.contains("1024") && warned.contains("100"),
+        warned.contains("only 36 connections") && warned.contains("1024") && warned.contains("164"),
         "{warned}"
     );
     // The limit is the command's once it runs, but not yet at its first instruction.

@@ -107,7 +107,10 @@ impl Pool {
         let mut shelf = self.shelf();
         let pages = match shelf.free[class].pop() {
             Some(pages) => pages,
-            None if self.charge(&mut shelf, SIZES[class]) => {
+            None if self.charge(&mut shelf, SIZES[class])
+                // Of other sizes, there may be some that nobody uses.
+                || self.drop_free(&mut shelf, 0) && self.charge(&mut shelf, SIZES[class]) =>
+            {
                 drop(shelf);
                 Pages::new(SIZES[class])
             }

@@ -67,8 +67,13 @@ pub(super) enum Next {
 /// What could be read without waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Now {
-    /// Something has come, and as many bytes of it are where they were asked for.
-    Came(usize),
+    /// Something has come.
+    Came {
+        /// As many bytes of it are where they were asked for.
+        asked: usize,
+        /// There was room for more.
+        all: bool,
+    },
     /// Nothing is there yet.
     Nothing,
     /// The client has ended the stream.
@@ -143,7 +148,7 @@ impl Incoming {
             Ok(0) => Ok(Now::End),
             Ok(length) => {
                 self.unused.end += length.saturating_sub(wanted);
-                Ok(Now::Came(length.min(wanted)))
+                Ok(Now::Came { asked: length.min(wanted), all: length < wanted + end - here })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Now::Nothing),
             Err(error) => Err(error),

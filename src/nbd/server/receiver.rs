@@ -143,6 +143,16 @@ impl Receiver {
         Ok(self.incoming.read_now(payload)?)
     }
 
+    /// Nobody else may receive before [`Receiver::resume`], even if the thread that has the turn panics.
+    pub(super) fn suspend(&mut self) {
+        self.state = State::Over;
+    }
+
+    /// The next byte that is here, or comes, is a request's first again.
+    pub(super) fn resume(&mut self) {
+        self.state = State::Open;
+    }
+
     /// The client has ended the stream.
     pub(super) fn end_reading(&mut self) {
         self.at_end = true;

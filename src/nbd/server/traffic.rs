@@ -6,7 +6,6 @@
 //! does not take goes to a thread that can wait, as everywhere else; before this one waits for anything else, it has
 //! nothing under way any more, for nobody else would notice its end.
 
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -26,7 +25,9 @@ const CLIENT_READS: usize = 1;
 const PAUSE: usize = 2;
 
 /// Between two looks whether somebody else is still sending.
-const SENDING: Duration = Duration::from_millis(2);
+const SENDING: Duration = Duration::from_millis(20);
+/// How long a client with nothing under way is waited for on its lane, which Linux counts as waiting for a disk.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// One thread's requests that are under way, and their replies.
 pub(super) struct Traffic<'a> {
@@ -41,6 +42,10 @@ pub(super) struct Traffic<'a> {
     watched: [bool; 3],
     /// There may be something to read from the client.
     readable: bool,
+    /// The last wait was in vain.
+    is_tired: bool,
+    /// The stream has ended in the middle of a write's data.
+    is_cut_short: bool,
     /// Of what has ended last; kept for the memory it has.
     extents: Extents,
 }
@@ -89,6 +94,8 @@ impl<'a> Traffic<'a> {
             payload: None,
             watched: [false; 3],
             readable: true,
+            is_tired: false,
+            is_cut_short: false,
             extents: Extents::default(),
         })
     }
@@ -98,35 +105,79 @@ impl<'a> Traffic<'a> {
     /// # Errors
     /// A [`Hangup`] where the connection has to end.
     pub(super) fn serve(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<Then<'a>, Hangup> {
+        // What comes next may be the middle of a write's data, until this has returned.
+        turn.suspend();
         loop {
-            let begun = self.lane.under_way();
-            let stop = turn.during(|receiver| self.begin_all(receiver))?;
-            if self.lane.under_way() > begun {
-                turn.keep();
-                self.connection.overseer().stir();
-            }
-            let sent = self.queue.send_now()?;
-            let is_idle = self.lane.under_way() == 0 && self.queue.is_empty();
-            match stop {
-                Stop::Refused(pending, job) => return Ok(Then::Serve(pending, job)),
-                // Nobody else knows what of a payload has come.
-                _ if sent == Sent::NotNow && self.payload.is_none() => return Ok(Then::Finish),
-                Stop::Other | Stop::Memory if is_idle => return Ok(Then::Receive),
-                Stop::Other => return Ok(Then::Finish),
-                Stop::Here if is_idle && turn.reads_no_more() && self.payload.is_none() => {
-                    return Ok(if turn.here() == 0 { Then::Wait } else { Then::Receive });
+            let stop = self.begin_all(turn)?;
+            let sent = match self.queue.send_now() {
+                Ok(sent) => sent,
+                Err(hangup) => {
+                    if let Stop::Refused(pending, _) = stop {
+                        pending.forsake();
+                    }
+                    return Err(hangup);
                 }
-                Stop::Here | Stop::Memory => {}
-            }
+            };
+            // For the overseer: what has come, and what has ended, is to be looked at.
+            turn.keep();
+            self.connection.overseer().stir();
             let wants_more = matches!(stop, Stop::Here);
+            if let Some(then) = self.then(stop, sent, turn) {
+                if !self.is_cut_short {
+                    turn.resume();
+                }
+                return Ok(then);
+            }
             if wants_more && self.readable && self.read(turn)? {
+                if !self.readable {
+                    continue;
+                }
+                // More may be there, and yet more behind it; what is under way does not wait for that.
+                self.lane.wait(Some(Duration::ZERO))?;
+                self.harvest();
                 continue;
             }
-            self.watch_all(turn, wants_more, sent);
-            // Who else is sending does not tell when that is done.
-            self.lane.wait((sent == Sent::NotNow).then_some(SENDING))?;
-            self.harvest();
+            self.wait(turn, wants_more, sent)?;
         }
+    }
+
+    /// What to do instead of waiting for what is under way, and for more, if anything.
+    fn then(&self, stop: Stop<'a>, sent: Sent, receiver: &Receiver) -> Option<Then<'a>> {
+        let is_idle = self.is_idle();
+        match stop {
+            Stop::Refused(pending, job) => Some(Then::Serve(pending, job)),
+            // Nobody else knows what of a payload has come.
+            _ if sent == Sent::NotNow && self.payload.is_none() => Some(Then::Finish),
+            Stop::Other | Stop::Memory if is_idle => Some(Then::Receive),
+            Stop::Other => Some(Then::Finish),
+            Stop::Here if is_idle && self.payload.is_none() => {
+                let is_over = receiver.reads_no_more();
+                match receiver.here() {
+                    0 if is_over || self.is_tired => Some(Then::Wait),
+                    1.. if is_over => Some(Then::Receive),
+                    _ => None,
+                }
+            }
+            Stop::Here | Stop::Memory => None,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.lane.under_way() == 0 && self.queue.len() == 0
+    }
+
+    /// Waits for the client and for what is under way.
+    fn wait(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) -> Result<(), Hangup> {
+        self.watch_all(receiver, wants_more, sent);
+        let at_most = match sent {
+            // Who else is sending does not tell when that is done.
+            Sent::NotNow => Some(SENDING),
+            _ if self.is_idle() && self.payload.is_none() => Some(PATIENCE),
+            _ => None,
+        };
+        self.lane.wait(at_most)?;
+        self.is_tired = !self.harvest();
+        Ok(())
     }
 
     /// Waits for the end of all that is under way, and sends all replies.
@@ -143,30 +194,27 @@ impl<'a> Traffic<'a> {
     }
 
     /// Reads what the client has sent; false if that is nothing yet.
-    fn read(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<bool, Hangup> {
-        let now = turn.during(|receiver| match &mut self.payload {
-            Some(payload) => {
-                let now = receiver.read_now(&mut payload.buffer[payload.filled..])?;
-                if let Now::Came(length) = now {
-                    payload.filled += length;
+    fn read(&mut self, receiver: &mut Receiver) -> Result<bool, Hangup> {
+        let now = match &mut self.payload {
+            Some(payload) => receiver.read_now(&mut payload.buffer[payload.filled..])?,
+            None => receiver.read_now(&mut [])?,
+        };
+        match now {
+            Now::Came { asked, all } => {
+                if let Some(payload) = &mut self.payload {
+                    payload.filled += asked;
                 }
-                Ok(now)
+                self.readable = !all;
             }
-            None => receiver.read_now(&mut []),
-        });
-        match now? {
-            Now::Came(_) => Ok(true),
-            Now::Nothing => {
-                self.readable = false;
-                Ok(false)
-            }
-            Now::End if self.payload.is_some() => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Now::Nothing => self.readable = false,
             Now::End => {
                 self.readable = false;
-                turn.end_reading();
-                Ok(true)
+                // What was received before is answered all the same.
+                self.is_cut_short |= self.payload.take().is_some();
+                receiver.end_reading();
             }
         }
+        Ok(now != Now::Nothing)
     }
 
     fn watch_all(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) {
@@ -188,9 +236,11 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    /// Puts the replies to all that has ended into the queue.
-    fn harvest(&mut self) {
+    /// Puts the replies to all that has ended into the queue; false if nothing has happened.
+    fn harvest(&mut self) -> bool {
+        let mut has_happened = false;
         while let Some(event) = self.lane.next(&mut self.extents) {
+            has_happened = true;
             match event {
                 Event::Done(transfer, result) => self.answer(transfer, result),
                 // It stays as it is, and has been seen.
@@ -201,6 +251,7 @@ impl<'a> Traffic<'a> {
                 }
             }
         }
+        has_happened
     }
 
     fn answer(&mut self, transfer: Transfer, result: Result<(), BlockError>) {
@@ -212,7 +263,8 @@ impl<'a> Traffic<'a> {
                 let least = self.connection.device().features().preferred_block.into();
                 self.queue.answer_read(pending, buffer, &self.extents, least);
             }
-            (_, result) => self.queue.answer(pending, result.map_err(nbd_error)),
+            (Direction::Read, Err(error)) => self.queue.answer_failed_read(pending, nbd_error(error)),
+            (Direction::Write, result) => self.queue.answer(pending, result.map_err(nbd_error)),
         }
     }
 
@@ -238,7 +290,8 @@ impl<'a> Traffic<'a> {
             let (Some(direction), Ok(())) = (direction(&request), self.connection.judge(&request)) else {
                 return Ok(Stop::Other);
             };
-            if self.free.is_empty() {
+            // Replies take memory too, until they are read.
+            if self.lane.under_way() + self.queue.len() >= DEPTH {
                 return Ok(Stop::Memory);
             }
             let length = usize::try_from(request.length).unwrap_or(PIECE);

@@ -1,5 +1,7 @@
 //! One thread of a connection: receives a request when it has the turn, passes the turn on, serves and answers.
 
+use std::cell::OnceCell;
+
 use super::buffers::Buffer;
 use super::connection::Connection;
 use super::crew::Turn;
@@ -17,8 +19,9 @@ pub(super) struct Worker<'a> {
     device: &'a dyn BlockDevice,
     /// Of the request in hand; kept for the memory it has.
     extents: Extents,
-    /// Requests under way; `None` where the device, or this connection, has no use for it.
-    traffic: Option<Traffic<'a>>,
+    /// Requests under way, once the thread has had the turn; `None` where the device, or this connection, has no use
+    /// for it.
+    traffic: OnceCell<Option<Traffic<'a>>>,
 }
 
 /// What a thread does without the turn.
@@ -50,8 +53,8 @@ pub(super) enum End {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(connection: &'a Connection) -> Self {
-        let traffic = Traffic::of(connection);
-        Self { connection, device: connection.device(), extents: Extents::default(), traffic }
+        let (device, traffic) = (connection.device(), OnceCell::new());
+        Self { connection, device, extents: Extents::default(), traffic }
     }
 
     /// Serves until there is nothing more to do. `recruit` starts another thread, which has joined already.
@@ -70,9 +73,15 @@ impl<'a> Worker<'a> {
                     return End::Over;
                 }
             };
-            if let Some(Err(hangup)) = self.traffic.as_mut().map(Traffic::finish) {
+            let traffic = self.traffic.get_mut().and_then(Option::as_mut);
+            if let Some(Err(hangup)) = traffic.map(Traffic::finish) {
                 tracing::debug!(reason = %hangup, "connection ends");
                 self.connection.cut();
+                // Not to be served by a thread that may hold its sectors, or what it would wait for otherwise.
+                if let Task::Serve(pending, _) = task {
+                    pending.forsake();
+                }
+                return End::Over;
             }
             let answered = match task {
                 Task::Finish => continue,
@@ -99,7 +108,8 @@ impl<'a> Worker<'a> {
         recruit: impl Fn(),
     ) -> Result<Option<Task<'a>>, Hangup> {
         while turn.wait()? {
-            let step = match &mut self.traffic {
+            self.traffic.get_or_init(|| Traffic::of(self.connection));
+            let step = match self.traffic.get_mut().and_then(Option::as_mut) {
                 Some(traffic) => match traffic.serve(&mut turn).inspect_err(|_| self.connection.cut())? {
                     Then::Wait => Step::Again,
                     Then::Receive => self.receive_one(&mut turn)?,

@@ -53,14 +53,24 @@ impl<'a> Queue<'a> {
         Self { outgoing, replies: VecDeque::new(), sent: 0, turn: None }
     }
 
-    /// True if nothing is left to send.
-    pub(in crate::nbd::server) fn is_empty(&self) -> bool {
-        self.replies.is_empty()
+    /// Replies that have not left whole.
+    pub(in crate::nbd::server) fn len(&self) -> usize {
+        self.replies.len()
     }
 
     /// Answers a request that returns nothing but whether it succeeded.
     pub(in crate::nbd::server) fn answer(&mut self, pending: Pending<'a>, result: Result<(), NbdError>) {
         let head = self.outgoing.outcome(pending.request(), result);
+        self.put(pending, (head, 0..0), Vec::new(), None);
+    }
+
+    /// Answers a READ that has failed.
+    pub(in crate::nbd::server) fn answer_failed_read(&mut self, pending: Pending<'a>, error: NbdError) {
+        let request = *pending.request();
+        if !self.outgoing.in_chunks() {
+            return self.answer(pending, Err(error));
+        }
+        let head = self.outgoing.chunk(&request, Content::ErrorAt(error, request.offset), true);
         self.put(pending, (head, 0..0), Vec::new(), None);
     }
 
@@ -125,7 +135,7 @@ impl<'a> Queue<'a> {
             });
         }
         let outgoing = self.outgoing;
-        self.send_by(|slices| match outgoing.link.send_now(slices) {
+        self.send_or_give_up(|slices| match outgoing.link.send_now(slices) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             result => result.map(Some),
         })
@@ -139,9 +149,21 @@ impl<'a> Queue<'a> {
         if !self.replies.is_empty() {
             let outgoing = self.outgoing;
             self.turn.get_or_insert_with(|| outgoing.turn());
-            self.send_by(|slices| io::Write::write_vectored(&mut &*outgoing.link, slices).map(Some))?;
+            self.send_or_give_up(|slices| io::Write::write_vectored(&mut &*outgoing.link, slices).map(Some))?;
         }
         Ok(())
+    }
+
+    /// What cannot be sent will never be: others who wait to send, or for memory, do not wait for it.
+    fn send_or_give_up(
+        &mut self,
+        write: impl Fn(&[IoSlice<'_>]) -> io::Result<Option<usize>>,
+    ) -> Result<Sent, Hangup> {
+        self.send_by(write).inspect_err(|_| {
+            self.outgoing.link.shutdown(Shutdown::Both);
+            self.replies.clear();
+            self.turn = None;
+        })
     }
 
     /// `write` returns how many bytes have left, and `None` for none now.
