@@ -110,7 +110,7 @@ impl<'a> Ring<'a> {
         Ok(Self { ring, descriptor, transfers, under_way: 0, ended, file: PhantomData, _place: place })
     }
 
-    /// Begins a transfer; its end is told by [`Ring::next`].
+    /// Begins a transfer; its end is told by [`Ring::next_ended`].
     ///
     /// # Panics
     /// If its token is another one's that is under way, or its memory is too short: the kernel would use what it may not.
@@ -128,7 +128,7 @@ impl<'a> Ring<'a> {
         self.under_way
     }
 
-    /// Waits for `descriptor` as well; that it is ready, or can never be, is told by [`Ring::next`] once.
+    /// Waits for `descriptor` as well; that it is ready, or can never be, is told by [`Ring::next_ended`] once.
     pub fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
         let flags = match readiness {
             Readiness::Input => libc::POLLIN,
@@ -162,7 +162,7 @@ impl<'a> Ring<'a> {
     }
 
     /// What has ended, if there is more to tell.
-    pub fn next(&mut self) -> Option<Ended> {
+    pub fn next_ended(&mut self) -> Option<Ended> {
         let ended = self.ended.pop_front();
         if let Some(Ended::Transfer(..)) = &ended {
             self.under_way -= 1;
@@ -194,7 +194,7 @@ impl<'a> Ring<'a> {
 
     /// Hands the rest of a transfer to the kernel.
     fn go_on(&mut self, token: usize) {
-        let Some(Entry { transfer, moved }) = &mut self.transfers[token] else { return };
+        let Some(Some(Entry { transfer, moved })) = self.transfers.get_mut(token) else { return };
         let (offset, moved) = (transfer.offset + *moved as u64, *moved);
         let direction = transfer.direction;
         let file = Fd(self.descriptor);
@@ -229,7 +229,8 @@ impl<'a> Ring<'a> {
             let mut completions = self.ring.completion();
             completions.next().map(|completion| (completion.user_data(), completion.result()))
         } {
-            let token = (data & !WATCH) as usize;
+            // Tokens are small numbers.
+            let token = usize::try_from(data & !WATCH).unwrap_or(usize::MAX);
             if data & WATCH != 0 {
                 self.ended.push_back(Ended::Watch(token));
                 continue;
@@ -243,7 +244,7 @@ impl<'a> Ring<'a> {
     }
 
     fn moved(&mut self, token: usize, count: usize) {
-        let Some(entry) = &mut self.transfers[token] else { return };
+        let Some(Some(entry)) = self.transfers.get_mut(token) else { return };
         entry.moved += count;
         if entry.moved >= entry.transfer.length {
             self.end(token, Ok(()));
@@ -259,7 +260,7 @@ impl<'a> Ring<'a> {
     }
 
     fn end(&mut self, token: usize, result: io::Result<()>) {
-        if let Some(entry) = self.transfers[token].take() {
+        if let Some(entry) = self.transfers.get_mut(token).and_then(Option::take) {
             self.ended.push_back(Ended::Transfer(entry.transfer, result));
         }
     }
@@ -297,12 +298,16 @@ mod tests {
         Transfer { token, direction, offset, length, pages: Pages::new(length) }
     }
 
+    fn byte(round: u8, token: usize) -> u8 {
+        round.wrapping_mul(u8::try_from(token).unwrap())
+    }
+
     /// All that is under way, by token.
     fn all(ring: &mut Ring<'_>) -> Vec<(usize, Vec<u8>, io::Result<()>)> {
         let mut ended = Vec::new();
         while ring.under_way() > 0 {
             ring.wait(None).unwrap();
-            while let Some(next) = ring.next() {
+            while let Some(next) = ring.next_ended() {
                 match next {
                     Ended::Transfer(mut transfer, result) => {
                         ended.push((transfer.token, transfer.data().to_vec(), result));
@@ -322,7 +327,7 @@ mod tests {
         for round in 1..4_u8 {
             for token in 0..DEPTH {
                 let mut write = transfer(token, Direction::Write, token as u64 * 8192, 8192);
-                write.data().fill(round.wrapping_mul(token as u8));
+                write.data().fill(byte(round, token));
                 ring.begin(write);
             }
             assert_eq!(ring.under_way(), DEPTH);
@@ -332,7 +337,7 @@ mod tests {
             }
             for (token, data, result) in all(&mut ring) {
                 result.unwrap();
-                assert!(data == vec![round.wrapping_mul(token as u8); 8192]);
+                assert!(data == vec![byte(round, token); 8192]);
             }
         }
         assert_eq!(file.metadata().unwrap().len(), DEPTH as u64 * 8192);
@@ -368,17 +373,17 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ring.watch(ours.as_fd(), Readiness::Room, 5);
         ring.wait(None).unwrap();
-        assert!(matches!(ring.next(), Some(Ended::Watch(5))));
+        assert!(matches!(ring.next_ended(), Some(Ended::Watch(5))));
         ring.watch(ours.as_fd(), Readiness::Input, 6);
         ring.wait(Some(Duration::from_millis(1))).unwrap();
-        assert!(ring.next().is_none(), "the time was over first");
+        assert!(ring.next_ended().is_none(), "the time was over first");
         ring.begin(transfer(0, Direction::Write, 0, 4096));
         ring.wait(None).unwrap();
-        assert!(matches!(ring.next(), Some(Ended::Transfer(..))));
-        assert!(ring.next().is_none());
+        assert!(matches!(ring.next_ended(), Some(Ended::Transfer(..))));
+        assert!(ring.next_ended().is_none());
         drop(theirs);
         ring.wait(None).unwrap();
-        assert!(matches!(ring.next(), Some(Ended::Watch(6))));
+        assert!(matches!(ring.next_ended(), Some(Ended::Watch(6))));
         assert_eq!(ring.under_way(), 0);
     }
 

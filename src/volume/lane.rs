@@ -74,7 +74,7 @@ impl Lane for VolumeLane<'_> {
     }
 
     fn next(&mut self, extents: &mut Extents) -> Option<Event> {
-        Some(match self.ring.next()? {
+        Some(match self.ring.next_ended()? {
             Ended::Watch(token) => Event::Ready(token),
             Ended::Transfer(mut transfer, result) => {
                 // The bytes are the transfer's own by now.
