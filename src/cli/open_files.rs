@@ -58,7 +58,7 @@ mod tests {
         };
         assert_eq!(limit(None).fit(100_000), 100_000);
         assert_eq!(limit(Some(1024)).fit(100), 100);
-        assert_eq!(limit(Some(1024)).fit(1024), 960);
+        assert_eq!(limit(Some(1024)).fit(1024), 896);
         assert_eq!(limit(Some(10)).fit(1024), 1);
     }
 }
