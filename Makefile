@@ -44,7 +44,7 @@ audit: ## Check dependencies against the RustSec advisories (needs network acces
 bench: ## Compare the server with others, and write the figures into docs/performance (half an hour)
 	scripts/setup bench
 	$(CARGO) build --release --locked
-	benches/servers --write $(BENCH_OPTIONS)
+	benches/servers --disk target --write $(BENCH_OPTIONS)
 	benches/servers --scaling --write $(BENCH_OPTIONS)
 	benches/servers --direct --write $(BENCH_OPTIONS)
 

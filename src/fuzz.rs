@@ -71,7 +71,7 @@ impl BlockDevice for Nothing {
     }
 
     fn features(&self) -> Features {
-        Features { read_only: false, preferred_block: 4096 }
+        Features { read_only: false, preferred_block: 4096, always_waits: false }
     }
 
     fn read(&self, _: u64, _: &mut [u8], _: &mut Extents) -> Result<(), BlockError> {

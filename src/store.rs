@@ -32,6 +32,11 @@ pub trait Store: Send + Sync {
         Ok(false)
     }
 
+    /// True if each read and write waits for a medium.
+    fn always_waits(&self) -> bool {
+        false
+    }
+
     /// True if [`Store::write`] never waits for a medium.
     fn writes_at_once(&self) -> bool {
         false

@@ -261,7 +261,11 @@ impl BlockDevice for EncryptedVolume {
 
     fn features(&self) -> Features {
         let preferred_block = if self.sector == SectorSize::B512 { 512 } else { 4096 };
-        Features { read_only: self.options.read_only, preferred_block }
+        Features {
+            read_only: self.options.read_only,
+            preferred_block,
+            always_waits: self.store.always_waits(),
+        }
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {

@@ -11,6 +11,7 @@
 //! [`Handed`]; a successor that is given them goes on where this server stopped, and no client notices.
 
 mod admission;
+mod batch;
 mod buffers;
 mod connection;
 mod crew;
@@ -24,6 +25,7 @@ mod inline;
 mod link;
 mod listen;
 mod overseer;
+mod patience;
 mod read;
 mod receiver;
 mod reply;

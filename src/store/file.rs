@@ -134,6 +134,10 @@ impl Store for FileStore {
         }
     }
 
+    fn always_waits(&self) -> bool {
+        self.direct.is_some()
+    }
+
     fn writes_at_once(&self) -> bool {
         self.in_memory
     }

@@ -1,10 +1,11 @@
 //! Memory for the data of requests in flight, within bounds.
 //!
-//! A connection borrows a buffer for every request that moves data and gives it back with the reply, so that what
-//! it holds is what its client has in flight. [`CONNECTION`] is the most; whoever wants to receive then waits for
-//! an earlier request to be done, which holds up this client and nobody else. Beyond [`GUARANTEED`] the bytes come
-//! from an [`Allowance`] that all connections share. Where it is used up, a connection goes on with what is
-//! guaranteed to it: clients that leave their replies unread slow others down, and never stop them.
+//! A connection borrows a buffer for every request that moves data, or for small ones together, and gives it back
+//! with the reply, so that what it holds is what its client has in flight. [`CONNECTION`] is the most; whoever wants
+//! to receive then waits for an earlier request to be done, which holds up this client and nobody else. Beyond
+//! [`GUARANTEED`] the bytes come from an [`Allowance`] that all connections share. Where it is used up, a connection
+//! goes on with what is guaranteed to it: clients that leave their replies unread slow others down, and never stop
+//! them.
 //!
 //! Buffers that are given back are kept for the next request, as long as requests keep coming. They have held
 //! plaintext, so they are wiped before their memory goes anywhere else.
@@ -19,8 +20,10 @@ use crate::block::Pages;
 pub(super) const PIECE: usize = 1 << 20;
 /// The smallest buffer.
 pub(super) const SMALL: usize = 16 << 10;
+/// What is read ahead, and replies that leave together, have room in it.
+pub(super) const MEDIUM: usize = 256 << 10;
 /// Sizes of buffers: most requests are either as small as a page, or as large as a kernel sends them by default.
-const SIZES: [usize; 3] = [SMALL, 128 << 10, PIECE];
+const SIZES: [usize; 4] = [SMALL, 128 << 10, MEDIUM, PIECE];
 /// Most bytes of a connection: 128 requests of 128 KiB, or 16 that move whole pieces.
 const CONNECTION: usize = 16 << 20;
 /// Bytes that a connection always gets: one buffer of any size.

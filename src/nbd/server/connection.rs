@@ -12,6 +12,8 @@
 //! | `read` | how what is read goes out |
 //! | `reply` | how replies look, and that each request gets one |
 //! | `inline` | small requests that need not wait, served and answered together |
+//! | `batch` | small requests that are more work, or may wait, served and answered together |
+//! | `patience` | how the next request is waited for |
 //! | `traffic` | requests that a device has under way at once |
 //! | `worker` | what a thread does |
 //! | `crew` | which threads there are, and whose turn it is to receive |
@@ -28,21 +30,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::Export;
+use super::batch::Pace;
 use super::buffers::Pool;
 use super::crew::Crew;
 use super::handover::{ConnectionDescription, HandedConnection};
 use super::incoming::{Incoming, Pause};
 use super::link::Link;
 use super::overseer::Overseer;
+use super::patience::processors;
 use super::receiver::Receiver;
 use super::reply::Outgoing;
 use super::request::check;
 use super::socket::Socket;
 use super::worker::{End, Worker};
+use super::{Export, Replies};
 use crate::block::BlockDevice;
 use crate::nbd::wire::{NbdError, Request};
 
+/// Threads that a busy connection keeps at most. More than there are processors stand in each other's way.
+const STEADY: usize = 4;
 /// Stack of a thread: buffers are on the heap, and a sector or two on the stack.
 const STACK: usize = 256 << 10;
 
@@ -54,6 +60,7 @@ pub(super) struct Connection {
     outgoing: Outgoing,
     pool: Arc<Pool>,
     overseer: Arc<Overseer>,
+    pace: Pace,
     draining: AtomicBool,
     cut: AtomicBool,
 }
@@ -77,9 +84,10 @@ impl Connection {
             link,
             told,
             export,
-            crew: Arc::new(Crew::new(receiver)),
+            crew: Arc::new(Crew::new(receiver, processors().clamp(2, STEADY))),
             pool: Arc::new(Pool::new(overseer.allowance())),
             overseer,
+            pace: Pace::default(),
             draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
         }
@@ -153,6 +161,15 @@ impl Connection {
 
     pub(super) fn crew(&self) -> &Arc<Crew<Receiver>> {
         &self.crew
+    }
+
+    /// How requests look, and their replies.
+    pub(super) fn replies(&self) -> Replies {
+        self.told.agreed.replies
+    }
+
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     pub(super) fn outgoing(&self) -> &Outgoing {

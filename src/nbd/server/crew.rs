@@ -4,8 +4,8 @@
 //! turn on and serves. So a connection has enough threads as long as there is one left to take the turn, and while
 //! there is, nothing here costs more than a lock that is held for a few instructions.
 //!
-//! A connection begins with one thread, for most are idle. Up to [`STEADY`] are added at once when the turn is
-//! passed on and nobody is there to take it; that many keep two cores busy with copying and ciphering. More are of
+//! A connection begins with one thread, for most are idle. Up to a steady number are added at once when the turn is
+//! passed on and nobody is there to take it: as many as copying and ciphering keep processors busy. More are of
 //! use only when those are stuck, in a slow device, say, and that shows in nothing being received for a while:
 //! then [`Crew::look`], which is called now and then, asks for as many again, up to [`MOST`]. It also sends home
 //! the threads that have not been needed since it was called last.
@@ -13,12 +13,12 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Threads that a busy connection keeps.
-pub(super) const STEADY: usize = 4;
 /// Threads that a connection has at most: as many requests are in flight, and one more is received.
 pub(super) const MOST: usize = 129;
 
 pub(super) struct Crew<T> {
+    /// Threads that it keeps while it is busy.
+    steady: usize,
     state: Mutex<State<T>>,
     passed: Condvar,
 }
@@ -70,7 +70,7 @@ pub(super) struct Turn<'a, T> {
 
 impl<T> Crew<T> {
     /// No threads yet; the turn is free.
-    pub(super) fn new(turn: T) -> Self {
+    pub(super) fn new(turn: T, steady: usize) -> Self {
         let state = State {
             turn: Some(turn),
             threads: 0,
@@ -80,7 +80,7 @@ impl<T> Crew<T> {
             passes: 0,
             seen: (0, 0),
         };
-        Self { state: Mutex::new(state), passed: Condvar::new() }
+        Self { steady, state: Mutex::new(state), passed: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -136,6 +136,11 @@ impl<T> Crew<T> {
         self.state().threads
     }
 
+    /// Of those, how many there are for requests that are stuck.
+    pub(super) fn extra(&self) -> usize {
+        self.threads().saturating_sub(self.steady)
+    }
+
     /// Looks whether there are as many threads as there have to be.
     pub(super) fn look(&self, closely: Look) -> Seen {
         let mut state = self.state();
@@ -148,7 +153,7 @@ impl<T> Crew<T> {
             let spare = std::mem::replace(&mut state.spare, usize::MAX).min(state.waiting);
             let quiet = window == state.passes;
             let idle = quiet && at_work == 0;
-            let kept = if idle { 1 } else { STEADY };
+            let kept = if idle { 1 } else { self.steady };
             state.dismissed = spare.min(state.threads.saturating_sub(kept));
             if state.dismissed > 0 {
                 self.passed.notify_all();
@@ -188,7 +193,7 @@ impl<T> Turn<'_, T> {
         state.passes += 1;
         let free = state.waiting - state.dismissed.min(state.waiting);
         state.spare = state.spare.min(free.saturating_sub(1));
-        let wanted = free == 0 && state.threads < STEADY;
+        let wanted = free == 0 && state.threads < self.crew.steady;
         state.threads += usize::from(wanted);
         drop(state);
         if free > 0 {
@@ -235,8 +240,10 @@ mod tests {
 
     use super::*;
 
+    const STEADY: usize = 4;
+
     fn crew_of(threads: usize) -> Crew<u64> {
-        let crew = Crew::new(0);
+        let crew = Crew::new(0, STEADY);
         (0..threads).for_each(|_| assert!(crew.join()));
         crew
     }

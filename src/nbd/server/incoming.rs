@@ -1,18 +1,19 @@
 //! The reading side of a connection: reads ahead, and stops between two requests when it is asked to.
 
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use zeroize::Zeroizing;
-
+use super::buffers::{Buffer, MEDIUM};
 use super::link::Link;
+use super::patience::Patience;
+use crate::block::Pages;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Bytes read ahead: headers and the data of small writes come in with few system calls.
-const READ_AHEAD: usize = 64 << 10;
+pub(super) const READ_AHEAD: usize = MEDIUM;
 
 /// Asks all connections of a server to stop reading at the end of a request.
 pub(super) struct Pause {
@@ -37,19 +38,18 @@ impl Pause {
         self.asked.load(Ordering::Acquire)
     }
 
-    /// Waits until there is something to read on `link`, or a pause is asked for: true, whatever else there is.
-    fn comes_first(&self, link: &Link) -> io::Result<bool> {
-        loop {
-            let wanted = [
-                PollFd::new(&self.event, PollFlags::IN),
-                PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN),
-            ];
-            let mut descriptors = wanted;
-            match poll(&mut descriptors, None) {
-                Ok(_) => return Ok(!descriptors[0].revents().is_empty()),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// Whether there is something to read on `link`, or a pause is asked for: true, whatever else there is. `None` if
+    /// there is neither yet; with `sleeps`, it is waited for, and that does not happen but for a signal.
+    fn comes_first(&self, link: &Link, sleeps: bool) -> io::Result<Option<bool>> {
+        const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let descriptors = &mut [
+            PollFd::new(&self.event, PollFlags::IN),
+            PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN),
+        ];
+        match poll(descriptors, if sleeps { None } else { Some(&AT_ONCE) }) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(None),
+            Ok(_) => Ok(Some(!descriptors[0].revents().is_empty())),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -84,10 +84,11 @@ pub(super) enum Now {
 pub(super) struct Incoming {
     link: Arc<Link>,
     /// What is read into ahead of its time.
-    ahead: Zeroizing<Box<[u8]>>,
+    ahead: Pages,
     /// The part of it that has been read and not been used.
     unused: Range<usize>,
     pause: Option<Arc<Pause>>,
+    patience: Patience,
 }
 
 impl Incoming {
@@ -96,7 +97,8 @@ impl Incoming {
     /// the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
-        Self { link, ahead: Zeroizing::new(vec![0; READ_AHEAD].into()), unused: 0..0, pause }
+        let (ahead, patience) = (Pages::new(READ_AHEAD), Patience::new(link.plain().is_some()));
+        Self { link, ahead, unused: 0..0, pause, patience }
     }
 
     /// Waits where a request may begin.
@@ -104,14 +106,32 @@ impl Incoming {
         if !self.unused.is_empty() {
             return Ok(Next::Request);
         }
-        if let Some(pause) = &self.pause
-            && pause.comes_first(&self.link)?
-        {
-            return Ok(Next::Pause);
-        }
-        let length = retry(|| (&*self.link).read(&mut self.ahead))?;
+        let Self { link, patience, pause, ahead, .. } = self;
+        let ahead = ahead.first_mut(READ_AHEAD);
+        let length = match pause {
+            Some(pause) if patience.wait(|sleeps| pause.comes_first(link, sleeps))? => {
+                return Ok(Next::Pause);
+            }
+            Some(_) => retry(|| (&**link).read(ahead))?,
+            None => patience.wait(|sleeps| {
+                let read = if sleeps { (&**link).read(ahead) } else { link.receive_now(ahead) };
+                match read {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && !sleeps => Ok(None),
+                    other => other.map(Some),
+                }
+            })?,
+        };
         self.unused = 0..length;
         Ok(if length == 0 { Next::End } else { Next::Request })
+    }
+
+    /// So that there is room behind it. Returns how many bytes are here.
+    fn move_to_front(&mut self) -> usize {
+        let here = self.unused.len();
+        self.ahead.first_mut(self.unused.end).copy_within(self.unused.clone(), 0);
+        self.unused = 0..here;
+        here
     }
 
     /// Waits for more than what is here; false at the end of the stream, and once a pause is asked for. There must be
@@ -120,10 +140,8 @@ impl Incoming {
         if self.is_pausing() {
             return Ok(false);
         }
-        let here = self.unused.len();
-        self.ahead.copy_within(self.unused.clone(), 0);
-        self.unused = 0..here;
-        let length = retry(|| (&*self.link).read(&mut self.ahead[here..]))?;
+        let here = self.move_to_front();
+        let length = retry(|| (&*self.link).read(&mut self.ahead.first_mut(READ_AHEAD)[here..]))?;
         self.unused.end += length;
         Ok(length > 0)
     }
@@ -134,12 +152,10 @@ impl Incoming {
     /// # Errors
     /// The operating system's, and one for TLS.
     pub(super) fn read_now(&mut self, bytes: &mut [u8]) -> io::Result<Now> {
-        let here = self.unused.len();
-        self.ahead.copy_within(self.unused.clone(), 0);
-        self.unused = 0..here;
-        let end = if self.is_pausing() { here } else { self.ahead.len() };
+        let here = self.move_to_front();
+        let end = if self.is_pausing() { here } else { READ_AHEAD };
         let wanted = bytes.len();
-        let slices = &mut [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.ahead[here..end])];
+        let slices = &mut [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.ahead.first_mut(end)[here..])];
         if wanted == 0 && here == end {
             return Ok(Now::Nothing);
         }
@@ -167,17 +183,29 @@ impl Incoming {
 
     /// What has been read ahead.
     pub(super) fn here(&self) -> &[u8] {
-        &self.ahead[self.unused.clone()]
+        &self.ahead.first(self.unused.end)[self.unused.start..]
     }
 
     /// The next `length` bytes, all of which are here, to be used where they are.
     pub(super) fn at_here(&mut self, length: usize) -> &mut [u8] {
-        &mut self.ahead[self.unused.start..self.unused.start + length]
+        &mut self.ahead.first_mut(self.unused.start + length)[self.unused.start..]
     }
 
     /// They have been used.
     pub(super) fn use_here(&mut self, length: usize) {
         self.unused.start += length;
+    }
+
+    /// Puts what has been read ahead in the place of `memory`, which has as much room; the first `length` bytes are the
+    /// caller's, and the others are still here. Returns where the caller's are.
+    pub(super) fn exchange(&mut self, memory: &mut Buffer<'_>, length: usize) -> Range<usize> {
+        let theirs = std::mem::replace(&mut self.ahead, memory.lend());
+        let taken = self.unused.start..self.unused.start + length;
+        let rest = &theirs.first(self.unused.end)[taken.end..];
+        self.ahead.first_mut(rest.len()).copy_from_slice(rest);
+        self.unused = 0..rest.len();
+        memory.take_back(theirs);
+        taken
     }
 
     /// Fills `bytes` with the next part of a request. Reads ahead no more once a pause is asked for.
@@ -191,7 +219,8 @@ impl Incoming {
                 retry(|| (&*self.link).read(missing))?
             } else {
                 // What follows comes in with the same call, as far as it is there.
-                let slices = &mut [IoSliceMut::new(missing), IoSliceMut::new(&mut self.ahead)];
+                let slices =
+                    &mut [IoSliceMut::new(missing), IoSliceMut::new(self.ahead.first_mut(READ_AHEAD))];
                 retry(|| (&*self.link).read_vectored(slices))?
             };
             let (now, beyond) = (length.min(missing.len()), length.saturating_sub(missing.len()));

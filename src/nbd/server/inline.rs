@@ -1,31 +1,39 @@
-//! Small requests that are here and need not wait for anything: served by the thread that has the turn to receive,
-//! one after the other, and answered together. Handing each to another thread would cost more than serving it.
+//! Small requests that are here: served by one thread one after the other, and answered together. Handing each to
+//! another thread would cost more than serving it.
+//!
+//! Those that need not wait for anything and are quickly done are served here, by the thread that has the turn to
+//! receive. What is more work goes without the turn, as a [`Batch`](super::batch::Batch).
 
-use super::buffers::Buffer;
+use super::buffers::{Buffer, MEDIUM};
 use super::connection::Connection;
-use super::receiver::Receiver;
+use super::receiver::{Receiver, request_at};
 use super::reply::{Gathered, Pending};
 use super::request::nbd_error;
 use crate::block::Extents;
+use crate::nbd::server::Replies;
 use crate::nbd::wire::{Command, CommandFlags, Request};
 
 /// Most bytes that such a request moves.
-const SMALL: u64 = 16 << 10;
+pub(super) const SMALL: usize = 64 << 10;
 /// Bytes of replies that leave together.
-const TOGETHER: usize = 128 << 10;
+pub(super) const TOGETHER: usize = MEDIUM;
 
-/// True if a request is small, and all of it is here.
+/// The small request that `bytes` begin with, and its length with its data, not all of which need be there.
+pub(super) fn small(bytes: &[u8], replies: Replies) -> Option<(Request, usize)> {
+    let (request, header) = request_at(bytes, replies)?;
+    payload(&request).map(|payload| (request, header + payload))
+}
+
+/// True if a small request is here, with its data.
 pub(super) fn is_here(receiver: &Receiver) -> bool {
-    receiver.peek().is_some_and(|(request, header)| {
-        payload(&request).is_some_and(|payload| header + payload <= receiver.here())
-    })
+    small(receiver.here(), receiver.replies()).is_some_and(|(_, length)| length <= receiver.here().len())
 }
 
 /// True if a request may be small, and less than all of it is here.
 pub(super) fn is_half_here(receiver: &Receiver) -> bool {
     match receiver.peek() {
         Some((request, header)) => {
-            payload(&request).is_some_and(|payload| header + payload > receiver.here())
+            payload(&request).is_some_and(|payload| header + payload > receiver.here().len())
         }
         None => receiver.has_half_a_header(),
     }
@@ -44,12 +52,14 @@ pub(super) fn serve<'a>(
     // Without memory for it, a request waits its turn like all others.
     let room: Buffer<'a> = connection.pool().borrow_now(TOGETHER)?;
     let mut gathered = Gathered::new(connection.outgoing(), room);
+    let replies = receiver.replies();
     receiver.during(|receiver| {
-        while is_here(receiver)
-            && let Some((request, header)) = receiver.peek()
-            && let Some(payload) = payload(&request)
-            && serve_one(receiver, connection, &request, header + payload, &mut gathered, extents)
-        {}
+        while let Some((request, length)) = small(receiver.here(), replies)
+            && length <= receiver.here().len()
+            && serve_one(receiver.at_here(length), &request, connection, &mut gathered, extents)
+        {
+            receiver.use_here(length);
+        }
     });
     if gathered.is_empty() { None } else { Some(gathered) }
 }
@@ -58,7 +68,7 @@ pub(super) fn serve<'a>(
 fn payload(request: &Request) -> Option<usize> {
     let plain = |allowed: CommandFlags| request.flags.only(allowed);
     match request.command {
-        _ if request.length > SMALL || request.length == 0 => None,
+        _ if request.length > SMALL as u64 || request.length == 0 => None,
         Command::READ if plain(CommandFlags::DF) => Some(0),
         Command::WRITE if plain(CommandFlags::PAYLOAD_LEN) => usize::try_from(request.length).ok(),
         _ => None,
@@ -66,51 +76,52 @@ fn payload(request: &Request) -> Option<usize> {
 }
 
 /// True if what was read has a hole that is worth telling.
-fn tells_holes(connection: &Connection, request: &Request, extents: &Extents) -> bool {
+pub(super) fn tells_holes(connection: &Connection, request: &Request, extents: &Extents) -> bool {
     let least = u64::from(connection.device().features().preferred_block);
     connection.outgoing().in_chunks()
         && !request.flags.contains(CommandFlags::DF)
         && extents.as_slice().iter().any(|extent| extent.is_hole && extent.length >= least)
 }
 
-/// False if the request is left for a thread that can wait.
+/// Serves the request that `bytes` are; false if it is left for a thread that can wait.
 fn serve_one<'a>(
-    receiver: &mut Receiver,
-    connection: &'a Connection,
+    bytes: &mut [u8],
     request: &Request,
-    length: usize,
+    connection: &'a Connection,
     gathered: &mut Gathered<'a>,
     extents: &mut Extents,
 ) -> bool {
     let device = connection.device();
     let is_read = request.command == Command::READ;
-    let fits = gathered.fits(if is_read { usize::try_from(request.length).unwrap_or(usize::MAX) } else { 0 });
-    if !fits || connection.judge(request).is_err() {
+    let length = usize::try_from(request.length).unwrap_or(usize::MAX);
+    if !gathered.fits(if is_read { length } else { 0 }) || connection.judge(request).is_err() {
         return false;
     }
-    let pending = |connection: &'a Connection| Pending::new(*request, connection.outgoing());
-    if is_read {
-        extents.clear();
-        // An error is met once more by the thread that can wait, which answers with it.
-        if !matches!(device.read_now(request.offset, gathered.data(request), extents), Ok(true)) {
-            return false;
+    let pending = Pending::new;
+    if !is_read {
+        let data = bytes.len() - length;
+        match device.write_now(request.offset, &mut bytes[data..]) {
+            Ok(false) => return false,
+            Ok(true) => {
+                connection.pace().has_not_waited();
+                gathered.answer(pending(*request, connection.outgoing()), Ok(()));
+            }
+            Err(error) => gathered.answer(pending(*request, connection.outgoing()), Err(nbd_error(error))),
         }
-        match (tells_holes(connection, request, extents), extents.as_slice()) {
-            (false, _) => gathered.answer_read(pending(connection)),
-            (true, [_]) => gathered.answer_hole(pending(connection)),
-            // In several chunks.
-            (true, _) => return false,
-        }
-        receiver.use_here(length);
         return true;
     }
-    let payload = usize::try_from(request.length).unwrap_or_default();
-    let (_, data) = receiver.at_here(length).split_at_mut(length - payload);
-    match device.write_now(request.offset, data) {
-        Ok(false) => return false,
-        Ok(true) => gathered.answer(pending(connection), Ok(())),
-        Err(error) => gathered.answer(pending(connection), Err(nbd_error(error))),
+    extents.clear();
+    // An error is met once more by the thread that can wait, which answers with it.
+    if !matches!(device.read_now(request.offset, gathered.data(request), extents), Ok(true)) {
+        connection.pace().has_waited();
+        return false;
     }
-    receiver.use_here(length);
+    connection.pace().has_not_waited();
+    match (tells_holes(connection, request, extents), extents.as_slice()) {
+        (false, _) => gathered.answer_read(pending(*request, connection.outgoing())),
+        (true, [_]) => gathered.answer_hole(pending(*request, connection.outgoing())),
+        // In several chunks.
+        (true, _) => return false,
+    }
     true
 }

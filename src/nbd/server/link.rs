@@ -39,6 +39,17 @@ impl Link {
         }
     }
 
+    /// Receives what is there just now; nothing at the end of the stream. Under TLS nothing is ever there just now.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] if nothing is there.
+    pub(super) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.receive_now(&mut [IoSliceMut::new(buffer)]),
+            Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     /// The socket whose bytes are the stream's; `None` under TLS.
     pub(super) fn plain(&self) -> Option<&Socket> {
         match self {

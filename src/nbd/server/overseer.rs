@@ -13,14 +13,14 @@ use tokio::time::MissedTickBehavior;
 
 use super::buffers::{Allowance, Pool};
 use super::connection::{Connection, Registration, recruit};
-use super::crew::{Crew, Look, STEADY, Seen};
+use super::crew::{Crew, Look, Seen};
 use super::receiver::Receiver;
 
 /// Between two looks: what a request waits longer than it should if all threads are stuck.
 const TICK: Duration = Duration::from_millis(5);
 /// Looks between two close ones: a tenth of a second.
 const WINDOW: u32 = 20;
-/// Threads of all connections together beyond [`STEADY`] of each: a bound on what stuck requests cost.
+/// Threads of all connections together beyond the steady ones of each: a bound on what stuck requests cost.
 const EXTRA: usize = 1024;
 
 #[derive(Default)]
@@ -94,7 +94,7 @@ impl Overseer {
             let (Some(crew), Some(pool)) = (member.crew.upgrade(), member.pool.upgrade()) else {
                 return false;
             };
-            threads += crew.threads().saturating_sub(STEADY);
+            threads += crew.extra();
             let seen = crew.look(closely);
             idle &= seen == Seen::Idle;
             match seen {

@@ -1,5 +1,6 @@
 //! The receiving side of a connection: one request after the other off the stream, with its payload and a verdict.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use super::Replies;
@@ -88,25 +89,28 @@ impl Receiver {
 
     /// True if some of a request is here, and less than its header.
     pub(super) fn has_half_a_header(&self) -> bool {
-        let header = if self.replies == Replies::Extended { EXTENDED_REQUEST_LENGTH } else { REQUEST_LENGTH };
-        (1..header).contains(&self.here())
+        (1..header_length(self.replies)).contains(&self.here().len())
     }
 
     /// The next request and how long its header is, if the header is here.
     pub(super) fn peek(&self) -> Option<(Request, usize)> {
-        let here = self.incoming.here();
-        let request = if self.replies == Replies::Extended {
-            Request::decode_extended(here.first_chunk()?)
-        } else {
-            Request::decode(here.first_chunk()?)
-        };
-        let length = if self.replies == Replies::Extended { EXTENDED_REQUEST_LENGTH } else { REQUEST_LENGTH };
-        request.ok().map(|request| (request, length))
+        request_at(self.here(), self.replies)
     }
 
-    /// Bytes that are here.
-    pub(super) fn here(&self) -> usize {
-        self.incoming.here().len()
+    /// What is here.
+    pub(super) fn here(&self) -> &[u8] {
+        self.incoming.here()
+    }
+
+    /// How requests look, and their replies.
+    pub(super) fn replies(&self) -> Replies {
+        self.replies
+    }
+
+    /// Takes the first `length` bytes of what is here, all of them whole requests, by exchange for `memory` of
+    /// [`READ_AHEAD`](super::incoming::READ_AHEAD) bytes; returns where in it they are.
+    pub(super) fn exchange(&mut self, memory: &mut Buffer<'_>, length: usize) -> Range<usize> {
+        self.incoming.exchange(memory, length)
     }
 
     /// Calls `serve`, which may leave what is here half changed if it panics: then nobody else gets to see it.
@@ -129,7 +133,7 @@ impl Receiver {
 
     /// Takes as many of `bytes` as are here; returns how many.
     pub(super) fn take_here(&mut self, bytes: &mut [u8]) -> usize {
-        let length = bytes.len().min(self.here());
+        let length = bytes.len().min(self.here().len());
         bytes[..length].copy_from_slice(self.incoming.at_here(length));
         self.incoming.use_here(length);
         length
@@ -269,6 +273,20 @@ impl Receiver {
         }
         Ok(())
     }
+}
+
+fn header_length(replies: Replies) -> usize {
+    if replies == Replies::Extended { EXTENDED_REQUEST_LENGTH } else { REQUEST_LENGTH }
+}
+
+/// The request that `bytes` begin with and how long its header is, if that is there.
+pub(super) fn request_at(bytes: &[u8], replies: Replies) -> Option<(Request, usize)> {
+    let request = if replies == Replies::Extended {
+        Request::decode_extended(bytes.first_chunk()?)
+    } else {
+        Request::decode(bytes.first_chunk()?)
+    };
+    request.ok().map(|request| (request, header_length(replies)))
 }
 
 /// # Errors

@@ -13,7 +13,7 @@ use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(super) use gathered::Gathered;
+pub(super) use gathered::{Gathered, HEAD};
 pub(super) use queue::{Queue, Sent};
 
 use super::Replies;

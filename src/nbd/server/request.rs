@@ -106,7 +106,7 @@ mod tests {
         }
 
         fn features(&self) -> Features {
-            Features { read_only: self.read_only, preferred_block: 4096 }
+            Features { read_only: self.read_only, preferred_block: 4096, always_waits: false }
         }
 
         fn read(&self, _: u64, _: &mut [u8], _: &mut Extents) -> Result<(), BlockError> {

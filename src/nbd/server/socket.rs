@@ -6,8 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes on their way to a client on a Unix socket.
+const ROOM: usize = 512 << 10;
 
 /// An accepted stream. One of a vsock is held as a Unix stream: once connected, the kernel takes the same calls for both.
 pub(super) enum Stream {
@@ -35,6 +39,7 @@ impl Stream {
             Self::Tcp(stream) => Socket::Tcp(stream.into_std()?),
         };
         socket.set_blocking()?;
+        socket.widen();
         Ok(socket)
     }
 }
@@ -72,6 +77,16 @@ impl Socket {
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         either!(self, stream => stream.as_fd())
+    }
+
+    /// Makes room for a large reply: by default a Unix socket holds a fifth of 1 MiB, and both sides fall asleep and
+    /// wake up again for every fifth. The kernel gives what it allows (`net.core.wmem_max`), more to the privileged. The
+    /// room that TCP has follows the client.
+    fn widen(&self) {
+        if let Self::Unix(stream) = self {
+            let _ = set_socket_send_buffer_size_force(stream, ROOM)
+                .or_else(|_| set_socket_send_buffer_size(stream, ROOM));
+        }
     }
 
     /// Sends what there is room for just now.

@@ -152,7 +152,7 @@ impl<'a> Traffic<'a> {
             Stop::Other => Some(Then::Finish),
             Stop::Here if is_idle && self.payload.is_none() => {
                 let is_over = receiver.reads_no_more();
-                match receiver.here() {
+                match receiver.here().len() {
                     0 if is_over || self.is_tired => Some(Then::Wait),
                     1.. if is_over => Some(Then::Receive),
                     _ => None,
@@ -284,7 +284,7 @@ impl<'a> Traffic<'a> {
                 continue;
             }
             let Some((request, header)) = receiver.peek() else {
-                let part = receiver.here() == 0 || receiver.has_half_a_header();
+                let part = receiver.here().is_empty() || receiver.has_half_a_header();
                 return Ok(if part { Stop::Here } else { Stop::Other });
             };
             let (Some(direction), Ok(())) = (direction(&request), self.connection.judge(&request)) else {

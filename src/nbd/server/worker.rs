@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 
+use super::batch::Batch;
 use super::buffers::Buffer;
 use super::connection::Connection;
 use super::crew::Turn;
@@ -28,6 +29,7 @@ pub(super) struct Worker<'a> {
 enum Task<'a> {
     Serve(Pending<'a>, Job<'a>),
     Send(Gathered<'a>),
+    Batch(Batch<'a>),
     /// Nothing but what is under way.
     Finish,
 }
@@ -87,6 +89,7 @@ impl<'a> Worker<'a> {
                 Task::Finish => continue,
                 Task::Serve(pending, job) => self.serve(pending, job),
                 Task::Send(gathered) => gathered.send(),
+                Task::Batch(batch) => batch.serve(&mut self.extents),
             };
             match answered {
                 Ok(Answered { .. }) => {}
@@ -133,10 +136,13 @@ impl<'a> Worker<'a> {
         Ok(None)
     }
 
-    /// Serves the small requests that are here and need not wait, or receives one request.
+    /// Serves the small requests that are here and need not wait, takes those that may have to, or receives one request.
     fn serve_inline(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<Step<'a>, Hangup> {
         while inline::is_half_here(turn) && turn.more()? {}
         self.connection.overseer().stir();
+        if let Some(batch) = Batch::of_much(turn, self.connection) {
+            return Ok(Step::Pass(Task::Batch(batch)));
+        }
         match inline::serve(turn, self.connection, &mut self.extents) {
             // Others can go on with those, while these are sent.
             Some(gathered) if inline::is_here(turn) => Ok(Step::Pass(Task::Send(gathered))),
@@ -148,7 +154,10 @@ impl<'a> Worker<'a> {
                 }
                 Err(rest) => Ok(Step::Pass(Task::Send(rest))),
             },
-            None => self.receive_one(turn),
+            None => match Batch::of_writes(turn, self.connection) {
+                Some(batch) => Ok(Step::Pass(Task::Batch(batch))),
+                None => self.receive_one(turn),
+            },
         }
     }
 
@@ -164,7 +173,8 @@ impl<'a> Worker<'a> {
             Job::Write(mut buffer) => {
                 let request = pending.request();
                 let durable = request.flags.contains(CommandFlags::FUA);
-                let result = self.device.write(request.offset, &mut buffer, durable);
+                let mut write = || self.device.write(request.offset, &mut buffer, durable);
+                let result = if durable { write() } else { self.connection.pace().time(write) };
                 // Whoever waits for memory need not wait for this client to read as well.
                 drop(buffer);
                 pending.finish(result.map_err(nbd_error))

@@ -1,5 +1,6 @@
 //! A connection over a socket pair, in each form of replies.
 
+mod batches;
 mod device;
 mod peer;
 
@@ -14,7 +15,7 @@ use tokio::runtime::Runtime;
 use self::device::{BLOCK, Device, SIZE};
 use self::peer::{DF, FUA, PAYLOAD_LEN, Part, Peer, REQ_ONE};
 use super::super::buffers::PIECE;
-use super::super::crew::{MOST, STEADY};
+use super::super::crew::MOST;
 use super::super::socket::Socket;
 use super::super::{Agreed, Replies};
 use super::*;

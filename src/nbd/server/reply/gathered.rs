@@ -10,7 +10,7 @@ use crate::nbd::server::buffers::Buffer;
 use crate::nbd::wire::{Content, Head, NbdError, Request, simple_reply};
 
 /// Bytes that suffice for all of a reply but the data that is read.
-const HEAD: usize = 128;
+pub(in crate::nbd::server) const HEAD: usize = 128;
 
 /// Replies that are complete, and have to be sent: this is what has become of their [`Pending`] requests, and it
 /// ends the connection as they do if it is dropped.

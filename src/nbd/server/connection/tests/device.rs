@@ -19,6 +19,8 @@ pub(super) struct Device {
     /// Reads of this byte panic.
     pub(super) deadly: AtomicU64,
     pub(super) flushes: AtomicUsize,
+    /// Where what was asked to be fetched begins.
+    fetched: Mutex<Vec<u64>>,
 }
 
 struct Contents {
@@ -46,6 +48,7 @@ impl Default for Device {
             bad: AtomicU64::new(u64::MAX),
             deadly: AtomicU64::new(u64::MAX),
             flushes: AtomicUsize::new(0),
+            fetched: Mutex::default(),
         }
     }
 }
@@ -59,6 +62,10 @@ impl Device {
     pub(super) fn open_gate(&self) {
         self.gate.lock().unwrap().closed = false;
         self.changed.notify_all();
+    }
+
+    pub(super) fn fetched(&self) -> Vec<u64> {
+        self.fetched.lock().unwrap().clone()
     }
 
     /// Waits until that many reads are stuck.
@@ -107,7 +114,7 @@ impl BlockDevice for Device {
     }
 
     fn features(&self) -> Features {
-        Features { read_only: false, preferred_block: u32::try_from(BLOCK).unwrap() }
+        Features { read_only: false, preferred_block: u32::try_from(BLOCK).unwrap(), always_waits: false }
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
@@ -152,6 +159,7 @@ impl BlockDevice for Device {
     }
 
     fn cache(&self, offset: u64, length: u64) -> Result<(), BlockError> {
+        self.fetched.lock().unwrap().push(offset);
         self.check(offset, length)
     }
 

@@ -64,7 +64,7 @@ impl BlockDevice for Device {
     }
 
     fn features(&self) -> Features {
-        Features { read_only: false, preferred_block: 4096 }
+        Features { read_only: false, preferred_block: 4096, always_waits: false }
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {

@@ -1,0 +1,159 @@
+//! How the next request is waited for: awake for a moment, as long as that pays, and then asleep.
+//!
+//! A client with one request at a time sends the next one some microseconds after it has the reply to the last. To fall
+//! asleep and to be woken takes longer than that. So whoever has come back soon several times is expected to do it again,
+//! and looked out for; once in vain, and it has to come back soon several times more. A client that lets longer pass
+//! between its requests, and one that is gone, cost nothing. And never are all processors busy with looking out.
+
+use std::io;
+use std::num::NonZero;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long it is looked out for the next request.
+const MOMENT: Duration = Duration::from_micros(50);
+/// A request that has come as soon as this, to one who slept, would have come within [`MOMENT`] to one who looked out.
+const SOON: Duration = Duration::from_micros(100);
+/// So many have to come soon before the next one is looked out for.
+const PROOF: u32 = 16;
+
+/// Processors that this process may use, as its control group and its affinity have them.
+pub(super) fn processors() -> usize {
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
+    *PROCESSORS
+}
+
+/// How many more clients may be looked out for just now: one processor is always left to the others.
+fn lookouts() -> &'static AtomicUsize {
+    static FREE: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(processors() - 1));
+    &FREE
+}
+
+/// What one client is expected to do.
+pub(super) struct Patience {
+    /// Requests that have to come soon yet.
+    unproven: u32,
+    /// Shared with other clients; `None` where one cannot look.
+    lookouts: Option<&'static AtomicUsize>,
+}
+
+impl Patience {
+    /// Of a client that nothing is known of.
+    pub(super) fn new(can_look: bool) -> Self {
+        Self { unproven: PROOF, lookouts: can_look.then(lookouts) }
+    }
+
+    /// Waits by `look`, which looks whether it has come, or sleeps until it has: `look(true)` sleeps.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub(super) fn wait<T>(&mut self, mut look: impl FnMut(bool) -> io::Result<Option<T>>) -> io::Result<T> {
+        let began = Instant::now();
+        if let Some(_lookout) = self.lookouts.filter(|_| self.unproven == 0).and_then(Lookout::take) {
+            loop {
+                if let Some(come) = look(false)? {
+                    return Ok(come);
+                }
+                if began.elapsed() >= MOMENT {
+                    break;
+                }
+                // Whoever else has work to do goes first.
+                thread::yield_now();
+            }
+            self.unproven = PROOF;
+        }
+        loop {
+            if let Some(come) = look(true)? {
+                if began.elapsed() < SOON {
+                    self.unproven = self.unproven.saturating_sub(1);
+                }
+                return Ok(come);
+            }
+        }
+    }
+}
+
+/// One of the clients that are looked out for.
+struct Lookout(&'static AtomicUsize);
+
+impl Lookout {
+    fn take(free: &'static AtomicUsize) -> Option<Self> {
+        let take = |count: usize| count.checked_sub(1);
+        free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| Self(free))
+    }
+}
+
+impl Drop for Lookout {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patience(unproven: u32, lookouts: usize) -> Patience {
+        Patience { unproven, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(lookouts)))) }
+    }
+
+    /// Waits for what comes at once, or late, to one who sleeps, and never to one who looks; how often it was looked for.
+    fn looks(patience: &mut Patience, late: bool) -> usize {
+        let mut looks = 0;
+        let wait = patience.wait(|sleeps| {
+            looks += usize::from(!sleeps);
+            if late {
+                thread::sleep(SOON);
+            }
+            Ok(sleeps.then_some(()))
+        });
+        wait.unwrap();
+        looks
+    }
+
+    #[test]
+    fn who_comes_back_soon_is_looked_out_for_until_it_was_in_vain() {
+        let mut patience = patience(PROOF, 1);
+        for _ in 0..2 {
+            // On a busy machine some may seem to be late.
+            while patience.unproven > 0 {
+                assert_eq!(looks(&mut patience, false), 0);
+            }
+            assert!(looks(&mut patience, false) > 0);
+            assert!(patience.unproven >= PROOF - 1, "in vain");
+        }
+    }
+
+    #[test]
+    fn who_takes_its_time_is_never_looked_out_for() {
+        let mut patience = patience(PROOF, 1);
+        for _ in 0..2 * PROOF {
+            assert_eq!(looks(&mut patience, true), 0);
+        }
+    }
+
+    #[test]
+    fn as_many_are_looked_out_for_as_leave_a_processor_to_others() {
+        let mut first = patience(0, 1);
+        let mut second = Patience { ..first };
+        let wait = first.wait(|_| {
+            assert_eq!(looks(&mut second, false), 0);
+            Ok(Some(()))
+        });
+        wait.unwrap();
+        assert!(looks(&mut second, false) > 0);
+        assert_eq!(looks(&mut patience(0, 0), false), 0, "there is one processor");
+        assert_eq!(looks(&mut Patience { unproven: 0, lookouts: None }, false), 0);
+    }
+
+    #[test]
+    fn what_has_come_is_seen_without_sleep() {
+        let mut patience = patience(0, 1);
+        assert_eq!(patience.wait(|sleeps| Ok((!sleeps).then_some(7))).unwrap(), 7);
+        assert!(patience.wait::<()>(|_| Err(io::ErrorKind::BrokenPipe.into())).is_err());
+        assert_eq!(patience.lookouts.unwrap().load(Ordering::Relaxed), 1);
+    }
+}
