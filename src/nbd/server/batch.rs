@@ -24,8 +24,8 @@ use crate::nbd::wire::{Command, Request};
 const MUCH: usize = 128 << 10;
 /// Requests in a row that did not have to wait before there are batches.
 const PROOF: u32 = 32;
-/// A write that has taken longer has waited for a medium, or for somebody else.
-const QUICK: Duration = Duration::from_micros(200);
+/// A write that has taken longer has waited for a medium, or for another request: not only for a processor.
+const QUICK: Duration = Duration::from_millis(5);
 
 /// How the last requests of a connection went.
 #[derive(Default)]
