@@ -22,6 +22,8 @@ use crate::nbd::wire::{Command, Request};
 
 /// Bytes from which on it is worth it to pass the turn on before they are moved.
 const MUCH: usize = 128 << 10;
+/// Bytes of which the page cache, too, has all or none: what is written in part is read first.
+const PAGE: u32 = 4096;
 /// Requests in a row that did not have to wait before there are batches.
 const PROOF: u32 = 32;
 /// A write that has taken longer has waited for a medium, or for another request: not only for a processor.
@@ -59,7 +61,7 @@ impl Pace {
     }
 }
 
-/// Whole small requests, not looked at but for their lengths. Dropped before all are served, it ends the connection.
+/// Whole small requests that are still to be judged. Dropped before all are served, it ends the connection.
 #[must_use = "every request is answered"]
 pub(super) struct Batch<'a> {
     connection: &'a Connection,
@@ -126,7 +128,8 @@ impl<'a> Batch<'a> {
         if !connection.pace().is_quick() || features.always_waits {
             return None;
         }
-        let stretch = Stretch::of(receiver.here(), receiver.replies(), features.preferred_block.into());
+        let block = features.preferred_block.max(PAGE).into();
+        let stretch = Stretch::of(receiver.here(), receiver.replies(), block);
         if !is_wanted(&stretch) {
             return None;
         }

@@ -14,6 +14,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Bytes read ahead: headers and the data of small writes come in with few system calls.
 pub(super) const READ_AHEAD: usize = MEDIUM;
+/// The same behind the data of a request that is [`LARGE`].
+const LITTLE: usize = 16 << 10;
+const LARGE: usize = 64 << 10;
 
 /// Asks all connections of a server to stop reading at the end of a request.
 pub(super) struct Pause {
@@ -89,16 +92,18 @@ pub(super) struct Incoming {
     unused: Range<usize>,
     pause: Option<Arc<Pause>>,
     patience: Patience,
+    /// Bytes that are read ahead just now: few where large requests follow each other, whose data would be copied.
+    window: usize,
 }
 
 impl Incoming {
-    /// With `pause`, one more system call is made wherever a request is waited for. A link that cannot be handed
+    /// With `pause`, one more system call is made, or several, wherever a request is waited for. A link that cannot be handed
     /// over is not paused: that there is something to read need not mean that a request begins, and whoever waits for
     /// the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
         let (ahead, patience) = (Pages::new(READ_AHEAD), Patience::new(link.plain().is_some()));
-        Self { link, ahead, unused: 0..0, pause, patience }
+        Self { link, ahead, unused: 0..0, pause, patience, window: READ_AHEAD }
     }
 
     /// Waits where a request may begin.
@@ -106,8 +111,8 @@ impl Incoming {
         if !self.unused.is_empty() {
             return Ok(Next::Request);
         }
-        let Self { link, patience, pause, ahead, .. } = self;
-        let ahead = ahead.first_mut(READ_AHEAD);
+        let Self { link, patience, pause, ahead, window, .. } = self;
+        let ahead = ahead.first_mut(*window);
         let length = match pause {
             Some(pause) if patience.wait(|sleeps| pause.comes_first(link, sleeps))? => {
                 return Ok(Next::Pause);
@@ -140,6 +145,7 @@ impl Incoming {
         if self.is_pausing() {
             return Ok(false);
         }
+        self.window = READ_AHEAD;
         let here = self.move_to_front();
         let length = retry(|| (&*self.link).read(&mut self.ahead.first_mut(READ_AHEAD)[here..]))?;
         self.unused.end += length;
@@ -196,11 +202,17 @@ impl Incoming {
         self.unused.start += length;
     }
 
-    /// Puts what has been read ahead in the place of `memory`, which has as much room; the first `length` bytes are the
-    /// caller's, and the others are still here. Returns where the caller's are.
+    /// Moves the first `length` bytes that are here to `memory`, which has [`READ_AHEAD`] bytes: where the others are
+    /// fewer, by an exchange of the one for the other. Returns where in `memory` they are.
     pub(super) fn exchange(&mut self, memory: &mut Buffer<'_>, length: usize) -> Range<usize> {
-        let theirs = std::mem::replace(&mut self.ahead, memory.lend());
         let taken = self.unused.start..self.unused.start + length;
+        if self.unused.len() - length > length {
+            // It is less to copy than the others.
+            memory[..length].copy_from_slice(self.at_here(length));
+            self.use_here(length);
+            return 0..length;
+        }
+        let theirs = std::mem::replace(&mut self.ahead, memory.lend());
         let rest = &theirs.first(self.unused.end)[taken.end..];
         self.ahead.first_mut(rest.len()).copy_from_slice(rest);
         self.unused = 0..rest.len();
@@ -214,13 +226,16 @@ impl Incoming {
         let (now, mut missing) = bytes.split_at_mut(here);
         now.copy_from_slice(self.at_here(here));
         self.use_here(here);
+        if missing.len() > LARGE {
+            self.window = LITTLE;
+        }
         while !missing.is_empty() {
             let length = if self.is_pausing() {
                 retry(|| (&*self.link).read(missing))?
             } else {
                 // What follows comes in with the same call, as far as it is there.
                 let slices =
-                    &mut [IoSliceMut::new(missing), IoSliceMut::new(self.ahead.first_mut(READ_AHEAD))];
+                    &mut [IoSliceMut::new(missing), IoSliceMut::new(self.ahead.first_mut(self.window))];
                 retry(|| (&*self.link).read_vectored(slices))?
             };
             let (now, beyond) = (length.min(missing.len()), length.saturating_sub(missing.len()));

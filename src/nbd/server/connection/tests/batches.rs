@@ -42,6 +42,7 @@ fn each_request_of_a_batch_is_answered_with_what_it_asked_for() {
         warm_up(peer);
         assert_eq!(client.connection.crew.threads(), 1);
         for round in 0..20 {
+            let once = round == 0;
             let data: Vec<_> = (0..4).map(|number| pattern(LENGTH, 10 * round + number)).collect();
             let writes: Vec<_> = (0..4)
                 .map(|number| (Command::WRITE, flags, number as u64 * size, size, &data[number][..]))
@@ -70,8 +71,9 @@ fn each_request_of_a_batch_is_answered_with_what_it_asked_for() {
                     _ => assert_eq!(reply.error(), 5),
                 }
             }
+            // Later on, it may have been sent home between two rounds.
+            assert!(!once || client.connection.crew.threads() > 1, "the turn was passed on");
         }
-        assert!(client.connection.crew.threads() > 1, "the turn was passed on");
         assert_eq!(client.peer.outstanding(), 0);
     }
 }
