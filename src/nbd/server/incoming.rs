@@ -127,6 +127,9 @@ impl Incoming {
                 }
             })?,
         };
+        if length == self.window {
+            self.window = READ_AHEAD;
+        }
         self.unused = 0..length;
         Ok(if length == 0 { Next::End } else { Next::Request })
     }
@@ -159,8 +162,13 @@ impl Incoming {
     /// The operating system's, and one for TLS.
     pub(super) fn read_now(&mut self, bytes: &mut [u8]) -> io::Result<Now> {
         let here = self.move_to_front();
-        let end = if self.is_pausing() { here } else { READ_AHEAD };
         let wanted = bytes.len();
+        if wanted > LARGE {
+            self.window = LITTLE;
+        } else if here >= self.window {
+            self.window = READ_AHEAD;
+        }
+        let end = if self.is_pausing() { here } else { self.window };
         let slices = &mut [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.ahead.first_mut(end)[here..])];
         if wanted == 0 && here == end {
             return Ok(Now::Nothing);
@@ -169,6 +177,9 @@ impl Incoming {
         match retry(|| socket.receive_now(slices)) {
             Ok(0) => Ok(Now::End),
             Ok(length) => {
+                if wanted == 0 && length == end - here {
+                    self.window = READ_AHEAD;
+                }
                 self.unused.end += length.saturating_sub(wanted);
                 Ok(Now::Came { asked: length.min(wanted), all: length < wanted + end - here })
             }
