@@ -6,15 +6,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
 use super::buffers::{Buffer, MEDIUM};
 use super::link::Link;
 use super::patience::Patience;
 use crate::block::Pages;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Bytes read ahead: headers and the data of small writes come in with few system calls.
 pub(super) const READ_AHEAD: usize = MEDIUM;
-/// The same behind the data of a request that is [`LARGE`].
+/// The same behind data of more than [`LARGE`]: what follows is likely to be as large, and would be copied.
 const LITTLE: usize = 16 << 10;
 const LARGE: usize = 64 << 10;
 
@@ -92,14 +93,14 @@ pub(super) struct Incoming {
     unused: Range<usize>,
     pause: Option<Arc<Pause>>,
     patience: Patience,
-    /// Bytes that are read ahead just now: few where large requests follow each other, whose data would be copied.
+    /// Bytes that are read ahead just now.
     window: usize,
 }
 
 impl Incoming {
-    /// With `pause`, one more system call is made, or several, wherever a request is waited for. A link that cannot be handed
-    /// over is not paused: that there is something to read need not mean that a request begins, and whoever waits for
-    /// the rest of a record does not look at the pause.
+    /// With `pause`, one more system call is made, or several, wherever a request is waited for. A link that cannot be
+    /// handed over is not paused: that there is something to read need not mean that a request begins, and whoever
+    /// waits for the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
         let (ahead, patience) = (Pages::new(READ_AHEAD), Patience::new(link.plain().is_some()));
@@ -127,11 +128,13 @@ impl Incoming {
                 }
             })?,
         };
-        if length == self.window {
-            self.window = READ_AHEAD;
-        }
         self.unused = 0..length;
         Ok(if length == 0 { Next::End } else { Next::Request })
+    }
+
+    /// How much is read ahead follows what was missing last: the data of a large request, or something small.
+    fn follow(&mut self, missing: usize) {
+        self.window = if missing > LARGE { LITTLE } else { READ_AHEAD };
     }
 
     /// So that there is room behind it. Returns how many bytes are here.
@@ -148,9 +151,9 @@ impl Incoming {
         if self.is_pausing() {
             return Ok(false);
         }
-        self.window = READ_AHEAD;
+        self.follow(0);
         let here = self.move_to_front();
-        let length = retry(|| (&*self.link).read(&mut self.ahead.first_mut(READ_AHEAD)[here..]))?;
+        let length = retry(|| (&*self.link).read(&mut self.ahead.first_mut(self.window)[here..]))?;
         self.unused.end += length;
         Ok(length > 0)
     }
@@ -163,10 +166,9 @@ impl Incoming {
     pub(super) fn read_now(&mut self, bytes: &mut [u8]) -> io::Result<Now> {
         let here = self.move_to_front();
         let wanted = bytes.len();
-        if wanted > LARGE {
-            self.window = LITTLE;
-        } else if here >= self.window {
-            self.window = READ_AHEAD;
+        // The end of a large request's data is not looked at as something small.
+        if wanted > LARGE || here >= self.window {
+            self.follow(wanted);
         }
         let end = if self.is_pausing() { here } else { self.window };
         let slices = &mut [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.ahead.first_mut(end)[here..])];
@@ -177,10 +179,10 @@ impl Incoming {
         match retry(|| socket.receive_now(slices)) {
             Ok(0) => Ok(Now::End),
             Ok(length) => {
-                if wanted == 0 && length == end - here {
-                    self.window = READ_AHEAD;
-                }
                 self.unused.end += length.saturating_sub(wanted);
+                if wanted == 0 && self.unused.end == end {
+                    self.follow(0);
+                }
                 Ok(Now::Came { asked: length.min(wanted), all: length < wanted + end - here })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Now::Nothing),
@@ -237,8 +239,8 @@ impl Incoming {
         let (now, mut missing) = bytes.split_at_mut(here);
         now.copy_from_slice(self.at_here(here));
         self.use_here(here);
-        if missing.len() > LARGE {
-            self.window = LITTLE;
+        if !missing.is_empty() {
+            self.follow(missing.len());
         }
         while !missing.is_empty() {
             let length = if self.is_pausing() {
@@ -276,8 +278,102 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::buffers::{Allowance, Pool};
     use super::super::socket::Socket;
     use super::*;
+
+    /// What is read from whoever has the other end.
+    fn connected() -> (Incoming, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Incoming::new(Arc::new(Link::Plain(Socket::Unix(ours))), None), theirs)
+    }
+
+    /// Bytes of which no two stretches are alike.
+    fn numbered(length: usize) -> Vec<u8> {
+        (0..length.div_ceil(4))
+            .flat_map(|number| u32::to_be_bytes(number.try_into().unwrap()))
+            .take(length)
+            .collect()
+    }
+
+    #[test]
+    fn little_is_read_ahead_behind_large_data_and_much_behind_small() {
+        let (mut incoming, theirs) = connected();
+        let sent = numbered(1 << 20);
+        std::thread::scope(|threads| {
+            threads.spawn(|| (&theirs).write_all(&sent).unwrap());
+            let mut taken = vec![0; LARGE + 1];
+            for now in [LARGE + 1, 4096, LARGE + 1, 4096] {
+                let here = incoming.here().len();
+                incoming.take(&mut taken[..now]).unwrap();
+                if now > here {
+                    assert!(incoming.here().len() <= if now - here > LARGE { LITTLE } else { READ_AHEAD });
+                    assert_eq!(incoming.window, if now - here > LARGE { LITTLE } else { READ_AHEAD });
+                }
+                let all = incoming.here().len();
+                incoming.use_here(all);
+            }
+            while matches!(incoming.next().unwrap(), Next::Request) && incoming.here().last() != sent.last() {
+                let all = incoming.here().len();
+                incoming.use_here(all);
+            }
+        });
+    }
+
+    #[test]
+    fn a_window_that_is_filled_grows() {
+        let (mut incoming, theirs) = connected();
+        let sent = numbered(LARGE + 1 + 5 * LITTLE);
+        std::thread::scope(|threads| {
+            threads.spawn(|| (&theirs).write_all(&sent).unwrap());
+            let (mut data, mut filled) = (vec![0; LARGE + 1], 0);
+            while filled < data.len() {
+                if let Now::Came { asked, .. } = incoming.read_now(&mut data[filled..]).unwrap() {
+                    filled += asked;
+                }
+            }
+            assert!(data == sent[..data.len()]);
+            assert!(incoming.here().len() <= LITTLE);
+            let rest = &sent[data.len()..];
+            while incoming.here().len() < rest.len() {
+                incoming.read_now(&mut []).unwrap();
+            }
+            assert!(incoming.here() == rest);
+        });
+    }
+
+    proptest! {
+        /// Whether the memory is exchanged or copied from, what is taken and what is still to come are the stream.
+        #[test]
+        fn an_exchange_takes_what_comes_next_and_leaves_the_rest(
+            used in 0..20_000_usize,
+            taken in 1..60_000_usize,
+            left in 0..60_000_usize,
+        ) {
+            let (mut incoming, theirs) = connected();
+            let sent = numbered(used + taken + left);
+            let pool = Pool::new(Arc::new(Allowance::default()));
+            let mut memory = pool.borrow(READ_AHEAD);
+            std::thread::scope(|threads| {
+                threads.spawn(|| (&theirs).write_all(&sent).unwrap());
+                while incoming.here().len() < sent.len() {
+                    incoming.more().unwrap();
+                }
+            });
+            incoming.use_here(used);
+            let place = incoming.exchange(&mut memory, taken);
+            prop_assert!(memory[place] == sent[used..used + taken]);
+            prop_assert!(incoming.here() == &sent[used + taken..]);
+            // The memory that it has now is as good as the one before.
+            std::thread::scope(|threads| {
+                threads.spawn(|| (&theirs).write_all(&sent).unwrap());
+                while incoming.here().len() < left + sent.len() {
+                    incoming.more().unwrap();
+                }
+            });
+            prop_assert!(incoming.here() == [&sent[used + taken..], &sent].concat());
+        }
+    }
 
     /// Messages of these lengths, each of two bytes that tell how many follow.
     fn messages(lengths: &[u16]) -> Vec<u8> {
