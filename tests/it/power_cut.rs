@@ -6,6 +6,7 @@
 
 mod disk;
 mod history;
+mod ring;
 
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ use sealblk::secret::DataKey;
 use sealblk::volume::{EncryptedVolume, Options};
 use sealblk::xts::Implementation;
 
-use self::disk::{Logged, LoggedDisk};
+use self::disk::{Disk, LoggedDisk};
 use self::history::{History, Step};
+use self::ring::RingDisk;
 use crate::model::random::Random;
 use crate::raw::{Client, FLUSH, FUA, Mode, NO_HOLE, TRIM, WRITE, WRITE_ZEROES};
 use crate::support::Lab;
@@ -45,12 +47,12 @@ const SMALL: Case = Case {
 };
 
 impl Case {
-    fn volume(&self, disk: Arc<LoggedDisk>) -> EncryptedVolume {
+    fn volume(&self, disk: &Arc<impl Disk>) -> EncryptedVolume {
         let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
         let size = VolumeSize::new(self.size, self.sector).unwrap();
         let options = Options { read_only: false, discard: true, flush: self.flush };
         let cipher = Implementation::AwsLc.cipher(&key, self.sector);
-        EncryptedVolume::new(Box::new(Logged(disk)), cipher, size, options)
+        EncryptedVolume::new(disk.store(), cipher, size, options)
     }
 
     fn request(&self, random: &mut Random) -> Step {
@@ -74,11 +76,11 @@ impl Case {
     }
 
     /// Serves the volume to clients that write to it in turns, and flush for each other.
-    fn live(&self, disk: &Arc<LoggedDisk>, random: &mut Random) -> History {
+    fn live(&self, disk: &Arc<impl Disk>, random: &mut Random) -> History {
         let lab = Lab::new();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (stop, stopped) = tokio::sync::watch::channel(Signal::Run);
-        let device = Arc::new(self.volume(disk.clone()));
+        let device = Arc::new(self.volume(disk));
         let export = Export { name: String::new(), description: String::new(), device, read_only: false };
         let socket = lab.path("socket");
         let address = Address::Unix(socket.clone());
@@ -105,12 +107,7 @@ impl Case {
     }
 
     /// Cuts the power everywhere; returns what was found wrong first, if anything was.
-    fn cut_everywhere(
-        &self,
-        disk: &LoggedDisk,
-        history: &History,
-        random: &mut Random,
-    ) -> Result<(), String> {
+    fn cut_everywhere(&self, disk: &impl Disk, history: &History, random: &mut Random) -> Result<(), String> {
         let sector = self.sector.bytes();
         for cut in 0..=disk.entries() {
             for kept in [0, 1, 2] {
@@ -119,7 +116,7 @@ impl Case {
                     1 => true,
                     _ => random.once_in(2),
                 });
-                let volume = self.volume(Arc::new(LoggedDisk::holding(left, self.at_once)));
+                let volume = self.volume(&Arc::new(LoggedDisk::holding(left, self.at_once)));
                 let mut data = vec![0; self.size as usize];
                 volume.read(0, &mut data, &mut Extents::default()).unwrap();
                 history.check(cut, &data)?;
@@ -129,13 +126,16 @@ impl Case {
     }
 
     fn run(&self) -> Result<(), String> {
+        self.run_on(&Arc::new(LoggedDisk::holding(vec![0; self.size as usize], self.at_once)))
+    }
+
+    fn run_on(&self, disk: &Arc<impl Disk>) -> Result<(), String> {
         let seed = crate::model::seed();
         println!("{}={seed:#x}", crate::model::SEED);
         let mut random = Random::new(seed);
-        let disk = Arc::new(LoggedDisk::holding(vec![0; self.size as usize], self.at_once));
-        let history = self.live(&disk, &mut random);
-        assert!(disk.entries() > self.steps / 2, "the backing was hardly written to");
-        self.cut_everywhere(&disk, &history, &mut random)
+        let history = self.live(disk, &mut random);
+        assert!(disk.entries() > self.steps / 3, "the backing was hardly told anything");
+        self.cut_everywhere(&**disk, &history, &mut random)
     }
 }
 
@@ -152,6 +152,17 @@ fn what_was_flushed_is_there() {
 #[test]
 fn what_was_flushed_of_large_requests_is_there() {
     assert_eq!(Case { size: 4 << 20, longest: 3 << 20, steps: 12, ..SMALL }.run(), Ok(()));
+}
+
+/// As past the page cache: one thread has several requests of a client under way, and leaves flushes to others.
+#[test]
+fn what_was_flushed_is_there_where_writes_go_by_io_uring() {
+    for sector in [SectorSize::B4096, SectorSize::B512] {
+        let case = Case { sector, ..SMALL };
+        let disk = Arc::new(RingDisk::new(case.size as usize));
+        assert_eq!(case.run_on(&disk), Ok(()));
+        assert!(disk.rings_made() > 0);
+    }
 }
 
 #[test]

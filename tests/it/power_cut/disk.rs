@@ -1,4 +1,4 @@
-//! A disk with a cache that is lost when the power is cut.
+//! Disks with a cache that is lost when the power is cut.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -6,6 +6,19 @@ use std::sync::{Arc, Mutex};
 use sealblk::block::Extents;
 use sealblk::geometry::ByteRange;
 use sealblk::store::Store;
+
+/// A disk with a log of what it was told.
+pub(super) trait Disk {
+    /// Entries in the log.
+    fn entries(&self) -> usize;
+
+    /// As the volume has it.
+    fn store(self: &Arc<Self>) -> Box<dyn Store>;
+
+    /// What is on the disk if the power is cut after `cut` entries: everything before the last flush among them, and
+    /// of what came after, those sectors that `keeps` is true for.
+    fn after_a_cut(&self, cut: usize, sector: usize, keeps: impl FnMut(usize) -> bool) -> Vec<u8>;
+}
 
 enum Entry {
     Write(usize, Vec<u8>),
@@ -18,6 +31,7 @@ struct State {
     log: Vec<Entry>,
 }
 
+/// It logs each write and discard.
 pub(super) struct LoggedDisk {
     at_first: Vec<u8>,
     state: Mutex<State>,
@@ -28,20 +42,18 @@ impl LoggedDisk {
     pub(super) fn holding(bytes: Vec<u8>, at_once: bool) -> Self {
         Self { at_first: bytes.clone(), state: Mutex::new(State { bytes, log: Vec::new() }), at_once }
     }
+}
 
-    /// Entries in the log.
-    pub(super) fn entries(&self) -> usize {
+impl Disk for LoggedDisk {
+    fn entries(&self) -> usize {
         self.state.lock().unwrap().log.len()
     }
 
-    /// What is on the disk if the power is cut after `cut` entries: everything before the last flush among them, and
-    /// of what came after, those sectors that `keeps` is true for.
-    pub(super) fn after_a_cut(
-        &self,
-        cut: usize,
-        sector: usize,
-        mut keeps: impl FnMut(usize) -> bool,
-    ) -> Vec<u8> {
+    fn store(self: &Arc<Self>) -> Box<dyn Store> {
+        Box::new(Logged(self.clone()))
+    }
+
+    fn after_a_cut(&self, cut: usize, sector: usize, mut keeps: impl FnMut(usize) -> bool) -> Vec<u8> {
         let state = self.state.lock().unwrap();
         let log = &state.log[..cut];
         let flushed = log.iter().rposition(|entry| matches!(entry, Entry::Flush)).unwrap_or(0);
@@ -68,8 +80,7 @@ impl LoggedDisk {
     }
 }
 
-/// As the volume has it.
-pub(super) struct Logged(pub(super) Arc<LoggedDisk>);
+struct Logged(Arc<LoggedDisk>);
 
 impl Store for Logged {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
