@@ -47,8 +47,8 @@ use super::{Export, Replies};
 use crate::block::BlockDevice;
 use crate::nbd::wire::{NbdError, Request};
 
-/// Threads that a busy connection keeps at most: one more than there are processors, for the one with the turn mostly
-/// waits. Others stand in each other's way.
+/// Threads that a busy connection keeps at most. It keeps one more than there are processors, for the one with the turn
+/// mostly waits; others stand in each other's way.
 const STEADY: usize = 4;
 /// Stack of a thread: buffers are on the heap, and a sector or two on the stack.
 const STACK: usize = 256 << 10;
@@ -85,7 +85,7 @@ impl Connection {
             link,
             told,
             export,
-            crew: Arc::new(Crew::new(receiver, (processors() + 1).clamp(2, STEADY))),
+            crew: Arc::new(Crew::new(receiver, (processors() + 1).min(STEADY))),
             pool: Arc::new(Pool::new(overseer.allowance())),
             overseer,
             pace: Pace::default(),

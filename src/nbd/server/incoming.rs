@@ -132,9 +132,9 @@ impl Incoming {
         Ok(if length == 0 { Next::End } else { Next::Request })
     }
 
-    /// How much is read ahead follows what was missing last: the data of a large request, or something small.
-    fn follow(&mut self, missing: usize) {
-        self.window = if missing > LARGE { LITTLE } else { READ_AHEAD };
+    /// How much is read ahead follows what was waited for last: the data of a large request, or something small.
+    fn follow(&mut self, whole: usize) {
+        self.window = if whole > LARGE { LITTLE } else { READ_AHEAD };
     }
 
     /// So that there is room behind it. Returns how many bytes are here.
@@ -158,18 +158,18 @@ impl Incoming {
         Ok(length > 0)
     }
 
-    /// Reads what is there: into `bytes`, and what follows ahead. Nothing is to be here if `bytes` are asked for, and
-    /// nothing is read ahead once a pause is asked for.
+    /// Reads what is there: into `data`, which is filled up to `filled`, and what follows ahead. Nothing is to be here if
+    /// there is `data`, and nothing is read ahead once a pause is asked for.
     ///
     /// # Errors
     /// The operating system's, and one for TLS.
-    pub(super) fn read_now(&mut self, bytes: &mut [u8]) -> io::Result<Now> {
+    pub(super) fn read_now(&mut self, data: &mut [u8], filled: usize) -> io::Result<Now> {
         let here = self.move_to_front();
-        let wanted = bytes.len();
-        // The end of a large request's data is not looked at as something small.
-        if wanted > LARGE || here >= self.window {
-            self.follow(wanted);
+        if !data.is_empty() || here >= self.window {
+            self.follow(data.len());
         }
+        let bytes = &mut data[filled..];
+        let wanted = bytes.len();
         let end = if self.is_pausing() { here } else { self.window };
         let slices = &mut [IoSliceMut::new(bytes), IoSliceMut::new(&mut self.ahead.first_mut(end)[here..])];
         if wanted == 0 && here == end {
@@ -180,9 +180,6 @@ impl Incoming {
             Ok(0) => Ok(Now::End),
             Ok(length) => {
                 self.unused.end += length.saturating_sub(wanted);
-                if wanted == 0 && self.unused.end == end {
-                    self.follow(0);
-                }
                 Ok(Now::Came { asked: length.min(wanted), all: length < wanted + end - here })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Now::Nothing),
@@ -240,7 +237,7 @@ impl Incoming {
         now.copy_from_slice(self.at_here(here));
         self.use_here(here);
         if !missing.is_empty() {
-            self.follow(missing.len());
+            self.follow(here + missing.len());
         }
         while !missing.is_empty() {
             let length = if self.is_pausing() {
@@ -298,47 +295,68 @@ mod tests {
 
     #[test]
     fn little_is_read_ahead_behind_large_data_and_much_behind_small() {
-        let (mut incoming, theirs) = connected();
+        let (incoming, theirs) = connected();
         let sent = numbered(1 << 20);
         std::thread::scope(|threads| {
             threads.spawn(|| (&theirs).write_all(&sent).unwrap());
-            let mut taken = vec![0; LARGE + 1];
-            for now in [LARGE + 1, 4096, LARGE + 1, 4096] {
-                let here = incoming.here().len();
-                incoming.take(&mut taken[..now]).unwrap();
-                if now > here {
-                    assert!(incoming.here().len() <= if now - here > LARGE { LITTLE } else { READ_AHEAD });
-                    assert_eq!(incoming.window, if now - here > LARGE { LITTLE } else { READ_AHEAD });
+            // So that whoever writes learns of it if this one fails.
+            let mut incoming = incoming;
+            let mut taken = Vec::new();
+            for length in [LARGE + 1, 4096, LARGE + LITTLE, LARGE + LITTLE, LARGE].into_iter().cycle() {
+                if taken.len() + length > sent.len() {
+                    break;
                 }
-                let all = incoming.here().len();
-                incoming.use_here(all);
+                let (start, here) = (taken.len(), incoming.here().len());
+                taken.resize(start + length, 0);
+                incoming.take(&mut taken[start..]).unwrap();
+                if length > here {
+                    assert_eq!(incoming.window, if length > LARGE { LITTLE } else { READ_AHEAD });
+                    assert!(incoming.here().len() <= incoming.window);
+                }
             }
-            while matches!(incoming.next().unwrap(), Next::Request) && incoming.here().last() != sent.last() {
-                let all = incoming.here().len();
-                incoming.use_here(all);
-            }
+            let start = taken.len();
+            taken.resize(sent.len(), 0);
+            incoming.take(&mut taken[start..]).unwrap();
+            assert!(taken == sent);
         });
     }
 
     #[test]
-    fn a_window_that_is_filled_grows() {
-        let (mut incoming, theirs) = connected();
-        let sent = numbered(LARGE + 1 + 5 * LITTLE);
+    fn what_is_there_is_read_ahead_in_the_same_way() {
+        let (incoming, theirs) = connected();
+        let sent = numbered(1 << 20);
         std::thread::scope(|threads| {
-            threads.spawn(|| (&theirs).write_all(&sent).unwrap());
-            let (mut data, mut filled) = (vec![0; LARGE + 1], 0);
-            while filled < data.len() {
-                if let Now::Came { asked, .. } = incoming.read_now(&mut data[filled..]).unwrap() {
-                    filled += asked;
+            // Not all of it is wanted.
+            threads.spawn(|| (&theirs).write_all(&sent).ok());
+            let mut incoming = incoming;
+            let mut taken = Vec::new();
+            for length in [LARGE + 1, 40_000, 0].into_iter().cycle() {
+                let (mut data, mut filled) = (vec![0; length], 0);
+                if length == 0 {
+                    incoming.read_now(&mut [], 0).unwrap();
+                }
+                while filled < length {
+                    let now = incoming.here().len().min(length - filled);
+                    data[filled..filled + now].copy_from_slice(incoming.at_here(now));
+                    incoming.use_here(now);
+                    filled += now;
+                    if filled == length {
+                        break;
+                    }
+                    match incoming.read_now(&mut data, filled).unwrap() {
+                        Now::Came { asked, .. } => filled += asked,
+                        Now::Nothing => std::thread::yield_now(),
+                        Now::End => unreachable!("there is enough"),
+                    }
+                    assert_eq!(incoming.window, if length > LARGE { LITTLE } else { READ_AHEAD });
+                    assert!(incoming.here().len() <= incoming.window);
+                }
+                taken.extend(data);
+                if sent.len() - taken.len() < READ_AHEAD {
+                    break;
                 }
             }
-            assert!(data == sent[..data.len()]);
-            assert!(incoming.here().len() <= LITTLE);
-            let rest = &sent[data.len()..];
-            while incoming.here().len() < rest.len() {
-                incoming.read_now(&mut []).unwrap();
-            }
-            assert!(incoming.here() == rest);
+            assert!(taken == sent[..taken.len()]);
         });
     }
 

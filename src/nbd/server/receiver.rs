@@ -139,12 +139,12 @@ impl Receiver {
         length
     }
 
-    /// Reads what has come: into `payload`, of which nothing is here, and then ahead.
+    /// Reads what has come: into `payload`, which is filled up to `filled` and of which nothing is here, and then ahead.
     ///
     /// # Errors
     /// A [`Hangup`] where the connection has to end.
-    pub(super) fn read_now(&mut self, payload: &mut [u8]) -> Result<Now, Hangup> {
-        Ok(self.incoming.read_now(payload)?)
+    pub(super) fn read_now(&mut self, payload: &mut [u8], filled: usize) -> Result<Now, Hangup> {
+        Ok(self.incoming.read_now(payload, filled)?)
     }
 
     /// Nobody else may receive before [`Receiver::resume`], even if the thread that has the turn panics.

@@ -196,8 +196,8 @@ impl<'a> Traffic<'a> {
     /// Reads what the client has sent; false if that is nothing yet.
     fn read(&mut self, receiver: &mut Receiver) -> Result<bool, Hangup> {
         let now = match &mut self.payload {
-            Some(payload) => receiver.read_now(&mut payload.buffer[payload.filled..])?,
-            None => receiver.read_now(&mut [])?,
+            Some(payload) => receiver.read_now(&mut payload.buffer, payload.filled)?,
+            None => receiver.read_now(&mut [], 0)?,
         };
         match now {
             Now::Came { asked, all } => {

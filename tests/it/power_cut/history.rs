@@ -31,6 +31,13 @@ impl Step {
         start as usize..end.max(start) as usize
     }
 
+    /// Sectors that it sets, reads or leaves alone.
+    pub(super) fn overlaps(&self, other: &Self, sector: u64) -> bool {
+        let sectors = |step: &Self| step.offset / sector..(step.offset + step.length).div_ceil(sector);
+        let (ours, theirs) = (sectors(self), sectors(other));
+        ours.start < theirs.end && theirs.start < ours.end
+    }
+
     fn byte(&self, at: usize) -> u8 {
         self.data.get(at - self.offset as usize).copied().unwrap_or(0)
     }
@@ -49,6 +56,13 @@ impl History {
 
     pub(super) fn add(&mut self, step: Step) {
         self.steps.push(step);
+    }
+
+    /// The writes of whole sectors without FUA: where, and how many bytes.
+    pub(super) fn plain_writes(&self) -> impl Iterator<Item = (u64, u64)> {
+        let is_plain = |step: &&Step| step.flags == 0 && !step.data.is_empty();
+        let is_whole = |(offset, length): &(u64, u64)| (offset | length) % self.sector == 0;
+        self.steps.iter().filter(is_plain).map(|step| (step.offset, step.length)).filter(is_whole)
     }
 
     fn apply(&self, steps: &[Step], bytes: &mut [u8]) {

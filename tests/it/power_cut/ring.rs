@@ -1,9 +1,9 @@
-//! A disk whose writes are under way at once, by io_uring, where nobody sees them come in.
+//! A disk that is written to by io_uring, where nobody sees the writes come in.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sealblk::block::Extents;
@@ -21,7 +21,8 @@ pub(super) struct RingDisk {
     rings: Rings,
     /// What was flushed, from what was there at first.
     flushed: Mutex<Vec<Vec<u8>>>,
-    rings_made: AtomicUsize,
+    /// Offsets and lengths of the writes that a thread has waited for.
+    waited_for: Mutex<HashSet<(u64, u64)>>,
 }
 
 impl RingDisk {
@@ -29,12 +30,12 @@ impl RingDisk {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size as u64).unwrap();
         let flushed = Mutex::new(vec![vec![0; size]]);
-        Self { file, size, rings: Rings::default(), flushed, rings_made: AtomicUsize::new(0) }
+        Self { file, size, rings: Rings::default(), flushed, waited_for: Mutex::default() }
     }
 
-    /// Threads that had requests under way.
-    pub(super) fn rings_made(&self) -> usize {
-        self.rings_made.load(Ordering::Relaxed)
+    /// Whether a write of these bytes went by a ring, and by no other way.
+    pub(super) fn has_not_waited_for(&self, offset: u64, length: u64) -> bool {
+        !self.waited_for.lock().unwrap().contains(&(offset, length))
     }
 }
 
@@ -71,8 +72,7 @@ impl Store for Flushed {
     }
 
     fn ring(&self) -> Option<Ring<'_>> {
-        self.0.rings_made.fetch_add(1, Ordering::Relaxed);
-        Some(self.0.rings.ring(&self.0.file).expect("io_uring is allowed, and there are few threads"))
+        self.0.rings.ring(&self.0.file)
     }
 
     fn extents(&self, range: ByteRange, _: usize, extents: &mut Extents) -> io::Result<()> {
@@ -83,6 +83,7 @@ impl Store for Flushed {
     fn prefetch(&self, _: ByteRange) {}
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.waited_for.lock().unwrap().insert((offset, data.len() as u64));
         self.0.file.write_all_at(data, offset)
     }
 
