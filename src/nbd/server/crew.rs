@@ -7,8 +7,8 @@
 //! A connection begins with one thread, for most are idle. Up to a steady number are added at once when the turn is
 //! passed on and nobody is there to take it: as many as keep the processors busy with copying and ciphering while one
 //! waits for the client. More are of use only when those are stuck, in a slow device, say, and that shows in nothing
-//! being received for a while: then [`Crew::look`], which is called now and then, asks for as many again, up to [`MOST`]. It also sends home
-//! the threads that have not been needed since it was called last.
+//! being received for a while: then [`Crew::look`], which is called now and then, asks for as many again, up to
+//! [`MOST`]. It also sends home the threads that have not been needed since it was called last.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
