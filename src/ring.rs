@@ -110,7 +110,8 @@ impl<'a> Ring<'a> {
         Ok(Self { ring, descriptor, transfers, under_way: 0, ended, file: PhantomData, _place: place })
     }
 
-    /// Begins a transfer; its end is told by [`Ring::next_ended`].
+    /// Begins a transfer, which the kernel has after [`Ring::hand_over`], or a [`Ring::wait`] that finds no end to tell;
+    /// its end is told by [`Ring::next_ended`].
     ///
     /// # Panics
     /// If its token is another one's that is under way, or its memory is too short: the kernel would use what it may not.
@@ -142,15 +143,25 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// Waits until something has ended, or the time is over.
+    /// Hands over what has begun, without waiting. What the kernel does not take now is handed over the next time.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn hand_over(&mut self) -> io::Result<()> {
+        if self.ring.submission().is_empty() { Ok(()) } else { self.submit() }
+    }
+
+    /// True if there is an end to tell.
+    pub fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// Waits until there is an end to tell, or the time is over.
     ///
     /// # Errors
     /// The operating system's.
     pub fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
         self.collect();
-        if !self.ended.is_empty() && !self.ring.submission().is_empty() {
-            self.submit()?;
-        }
         while self.ended.is_empty() {
             let in_time = self.enter(at_most)?;
             self.collect();
@@ -341,6 +352,26 @@ mod tests {
             }
         }
         assert_eq!(file.metadata().unwrap().len(), DEPTH as u64 * 8192);
+    }
+
+    #[test]
+    fn what_is_handed_over_goes_on_without_anybody_waiting_for_it() {
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
+        let mut ring = rings.ring(&file).unwrap();
+        let mut write = transfer(0, Direction::Write, 0, 4096);
+        write.data().fill(9);
+        ring.begin(write);
+        ring.hand_over().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while file.metadata().unwrap().len() < 4096 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!ring.has_ended(), "nobody has asked");
+        ring.wait(None).unwrap();
+        assert!(ring.has_ended());
+        assert!(matches!(ring.next_ended(), Some(Ended::Transfer(_, Ok(())))));
+        assert!(!ring.has_ended());
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub enum Event {
 
 /// Transfers of one thread. Dropped, it waits for those that are under way.
 pub trait Lane {
-    /// Begins a transfer inside the device; gives it back as it was if the device would have to wait before it
+    /// Begins a transfer inside the device, which has it after [`Lane::hand_over`] at the latest, or after a
+    /// [`Lane::wait`] that finds nothing to tell; gives it back as it was if the device would have to wait before it
     /// begins, or wants it whole otherwise: [`BlockDevice::read`](super::BlockDevice::read) and
     /// [`write`](super::BlockDevice::write) do it then.
     ///
@@ -107,7 +108,16 @@ pub trait Lane {
     /// Waits for `descriptor` as well. `token` is any number, and no other's that is being waited for.
     fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize);
 
-    /// Waits until something has happened, or the time is over.
+    /// Hands what has begun to the device, and waits for nothing. What it cannot take now, it is given the next time.
+    ///
+    /// # Errors
+    /// The operating system's: nothing will happen any more.
+    fn hand_over(&mut self) -> io::Result<()>;
+
+    /// True if [`Lane::next`] has something to tell.
+    fn has_more(&self) -> bool;
+
+    /// Waits until there is something to tell, or the time is over.
     ///
     /// # Errors
     /// The operating system's: nothing will happen any more.

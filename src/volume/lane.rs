@@ -21,8 +21,8 @@ pub(super) struct VolumeLane<'a> {
 impl<'a> VolumeLane<'a> {
     /// `None` where the store has no use for it.
     pub(super) fn of(volume: &'a EncryptedVolume) -> Option<Self> {
-        let holds = (0..DEPTH).map(|_| None).collect();
-        volume.store.ring().map(|ring| Self { volume, ring, holds })
+        let ring = volume.store.ring()?;
+        Some(Self { volume, ring, holds: (0..DEPTH).map(|_| None).collect() })
     }
 
     /// The sectors of a transfer, if it has nothing to wait for.
@@ -67,6 +67,14 @@ impl Lane for VolumeLane<'_> {
 
     fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
         self.ring.watch(descriptor, readiness, token);
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
+        self.ring.hand_over()
+    }
+
+    fn has_more(&self) -> bool {
+        self.ring.has_ended()
     }
 
     fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {

@@ -50,6 +50,8 @@ use crate::nbd::wire::{NbdError, Request};
 /// Threads that a busy connection keeps at most. It keeps one more than there are processors, for the one with the turn
 /// mostly waits; others stand in each other's way.
 const STEADY: usize = 4;
+/// Threads that it keeps where each request waits for a disk: they need the processors less than the disk needs them.
+const STEADY_WAITING: usize = 8;
 /// Stack of a thread: buffers are on the heap, and a sector or two on the stack.
 const STACK: usize = 256 << 10;
 
@@ -80,12 +82,14 @@ impl Connection {
         let link = Arc::new(link);
         let replies = told.agreed.replies;
         let receiver = Receiver::new(Incoming::new(link.clone(), pause), replies);
+        let waits = export.device.features().always_waits;
+        let steady = if waits { STEADY_WAITING } else { (processors() + 1).min(STEADY) };
         Self {
             outgoing: Outgoing::new(link.clone(), replies),
             link,
             told,
             export,
-            crew: Arc::new(Crew::new(receiver, (processors() + 1).min(STEADY))),
+            crew: Arc::new(Crew::new(receiver, steady)),
             pool: Arc::new(Pool::new(overseer.allowance())),
             overseer,
             pace: Pace::default(),

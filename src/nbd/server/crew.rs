@@ -6,7 +6,7 @@
 //!
 //! A connection begins with one thread, for most are idle. Up to a steady number are added at once when the turn is
 //! passed on and nobody is there to take it: as many as keep the processors busy with copying and ciphering while one
-//! waits for the client. More are of use only when those are stuck, in a slow device, say, and that shows in nothing
+//! waits for the client, or a disk busy where each request waits for that. More are of use only when those are stuck, in a slow device, say, and that shows in nothing
 //! being received for a while: then [`Crew::look`], which is called now and then, asks for as many again, up to
 //! [`MOST`]. It also sends home the threads that have not been needed since it was called last.
 

@@ -2,11 +2,15 @@
 //!
 //! Where a device offers a [`Lane`], as one does whose every request waits for a disk, the thread with the turn to
 //! receive begins each request on the lane, waits for the client and the device alike, and answers what has ended, in
-//! whatever order that is. So a deep queue of the client's is as deep at the disk, and costs one thread. What a lane
-//! does not take goes to a thread that can wait, as everywhere else; before this one waits for anything else, it has
-//! nothing under way any more, for nobody else would notice its end.
+//! whatever order that is. So a deep queue of the client's is as deep at the disk, and costs one thread. A device may
+//! tell of many ends at once: they are answered a few at a time, so that it has the client's next requests before the
+//! last of them is.
+//!
+//! What a lane does not take, and long writes, go to a thread that can wait, as everywhere else; before this one waits
+//! for anything else, it has nothing under way any more, for nobody else would notice its end.
 
 use std::os::fd::BorrowedFd;
+use std::thread;
 use std::time::Duration;
 
 use super::buffers::{Buffer, PIECE};
@@ -28,6 +32,11 @@ const PAUSE: usize = 2;
 const SENDING: Duration = Duration::from_millis(20);
 /// How long a client with nothing under way is waited for on its lane, which Linux counts as waiting for a disk.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// So many ends at most are answered before the client and the device have their turns again.
+const TOGETHER: usize = 8;
+/// Longer writes go to threads, so that one receives while another enciphers. A few of that length keep a disk busy.
+const LONGEST_WRITE: usize = 64 << 10;
 
 /// One thread's requests that are under way, and their replies.
 pub(super) struct Traffic<'a> {
@@ -82,7 +91,13 @@ enum Stop<'a> {
 }
 
 impl<'a> Traffic<'a> {
-    /// `None` where the device has no use for it. Under TLS, that a socket is ready does not say that a request is.
+    /// True if what comes next may be a request for a lane.
+    pub(super) fn suits(receiver: &Receiver) -> bool {
+        receiver.peek().is_none_or(|(request, _)| direction(&request).is_some())
+    }
+
+    /// `None` where the device has no use for it, or as many lanes as it may. Under TLS, that a socket is ready does not say
+    /// that a request is.
     pub(super) fn of(connection: &'a Connection) -> Option<Self> {
         connection.socket()?;
         Some(Self {
@@ -109,7 +124,7 @@ impl<'a> Traffic<'a> {
         turn.suspend();
         loop {
             let stop = self.begin_all(turn)?;
-            let sent = match self.queue.send_now() {
+            let sent = match self.hand_out(turn) {
                 Ok(sent) => sent,
                 Err(hangup) => {
                     if let Stop::Refused(pending, _) = stop {
@@ -134,11 +149,26 @@ impl<'a> Traffic<'a> {
                 }
                 // More may be there, and yet more behind it; what is under way does not wait for that.
                 self.lane.wait(Some(Duration::ZERO))?;
-                self.harvest();
-                continue;
+            } else if !self.lane.has_more() {
+                self.wait(turn, wants_more, sent)?;
             }
-            self.wait(turn, wants_more, sent)?;
+            self.harvest();
         }
+    }
+
+    /// Hands what has begun to the device, and the replies to the client.
+    fn hand_out(&mut self, receiver: &Receiver) -> Result<Sent, Hangup> {
+        self.lane.hand_over()?;
+        let some = self.queue.len() > 0;
+        let sent = self.queue.send_now()?;
+        if some && sent == Sent::All && self.lane.has_more() && !receiver.reads_no_more() {
+            // The device is to have the client's next requests while more replies are made. On the same processor, the
+            // client would otherwise not run before all of them are, and the device have nothing to do meanwhile.
+            // With nothing left to send, this comes again only after more has ended.
+            thread::yield_now();
+            self.readable = true;
+        }
+        Ok(sent)
     }
 
     /// What to do instead of waiting for what is under way, and for more, if anything.
@@ -176,7 +206,7 @@ impl<'a> Traffic<'a> {
             _ => None,
         };
         self.lane.wait(at_most)?;
-        self.is_tired = !self.harvest();
+        self.is_tired = !self.lane.has_more();
         Ok(())
     }
 
@@ -185,12 +215,15 @@ impl<'a> Traffic<'a> {
     /// # Errors
     /// A [`Hangup`] where the connection has to end.
     pub(super) fn finish(&mut self) -> Result<(), Hangup> {
+        let mut sent = Ok(Sent::All);
         // First, for others may wait for the sectors, whether this client reads or not.
         while self.lane.under_way() > 0 {
             self.lane.wait(None)?;
             self.harvest();
+            // What has ended does not wait for what takes longest.
+            sent = sent.and_then(|_| self.queue.send_now());
         }
-        self.queue.send()
+        sent.and_then(|_| self.queue.send())
     }
 
     /// Reads what the client has sent; false if that is nothing yet.
@@ -236,11 +269,10 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    /// Puts the replies to all that has ended into the queue; false if nothing has happened.
-    fn harvest(&mut self) -> bool {
-        let mut has_happened = false;
-        while let Some(event) = self.lane.next(&mut self.extents) {
-            has_happened = true;
+    /// Puts replies to what has ended into the queue, at most [`TOGETHER`].
+    fn harvest(&mut self) {
+        for _ in 0..TOGETHER {
+            let Some(event) = self.lane.next(&mut self.extents) else { break };
             match event {
                 Event::Done(transfer, result) => self.answer(transfer, result),
                 // It stays as it is, and has been seen.
@@ -251,7 +283,6 @@ impl<'a> Traffic<'a> {
                 }
             }
         }
-        has_happened
     }
 
     fn answer(&mut self, transfer: Transfer, result: Result<(), BlockError>) {
@@ -334,12 +365,14 @@ impl<'a> Traffic<'a> {
     }
 }
 
-/// Which way a request's data goes that asks for nothing else, and for no more than a buffer holds.
+/// Which way a request's data goes, if it is one for a lane: it asks for nothing else, fits a buffer, and is no long write.
 fn direction(request: &Request) -> Option<Direction> {
-    let fits = (1..=PIECE as u64).contains(&request.length);
+    let fits = |most: usize| (1..=most as u64).contains(&request.length);
     match request.command {
-        Command::READ if fits && request.flags.only(CommandFlags::DF) => Some(Direction::Read),
-        Command::WRITE if fits && request.flags.only(CommandFlags::PAYLOAD_LEN) => Some(Direction::Write),
+        Command::READ if fits(PIECE) && request.flags.only(CommandFlags::DF) => Some(Direction::Read),
+        Command::WRITE if fits(LONGEST_WRITE) && request.flags.only(CommandFlags::PAYLOAD_LEN) => {
+            Some(Direction::Write)
+        }
         _ => None,
     }
 }

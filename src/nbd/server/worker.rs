@@ -1,7 +1,5 @@
 //! One thread of a connection: receives a request when it has the turn, passes the turn on, serves and answers.
 
-use std::cell::OnceCell;
-
 use super::batch::Batch;
 use super::buffers::Buffer;
 use super::connection::Connection;
@@ -22,7 +20,7 @@ pub(super) struct Worker<'a> {
     extents: Extents,
     /// Requests under way, once the thread has had the turn; `None` where the device, or this connection, has no use
     /// for it.
-    traffic: OnceCell<Option<Traffic<'a>>>,
+    traffic: Option<Traffic<'a>>,
 }
 
 /// What a thread does without the turn.
@@ -55,8 +53,7 @@ pub(super) enum End {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(connection: &'a Connection) -> Self {
-        let (device, traffic) = (connection.device(), OnceCell::new());
-        Self { connection, device, extents: Extents::default(), traffic }
+        Self { connection, device: connection.device(), extents: Extents::default(), traffic: None }
     }
 
     /// Serves until there is nothing more to do. `recruit` starts another thread, which has joined already.
@@ -75,8 +72,7 @@ impl<'a> Worker<'a> {
                     return End::Over;
                 }
             };
-            let traffic = self.traffic.get_mut().and_then(Option::as_mut);
-            if let Some(Err(hangup)) = traffic.map(Traffic::finish) {
+            if let Some(Err(hangup)) = self.traffic.as_mut().map(Traffic::finish) {
                 tracing::debug!(reason = %hangup, "connection ends");
                 self.connection.cut();
                 // Not to be served by a thread that may hold its sectors, or what it would wait for otherwise.
@@ -111,8 +107,11 @@ impl<'a> Worker<'a> {
         recruit: impl Fn(),
     ) -> Result<Option<Task<'a>>, Hangup> {
         while turn.wait()? {
-            self.traffic.get_or_init(|| Traffic::of(self.connection));
-            let step = match self.traffic.get_mut().and_then(Option::as_mut) {
+            // One that takes only long writes needs none, and others may.
+            if self.traffic.is_none() && Traffic::suits(&turn) {
+                self.traffic = Traffic::of(self.connection);
+            }
+            let step = match &mut self.traffic {
                 Some(traffic) => match traffic.serve(&mut turn).inspect_err(|_| self.connection.cut())? {
                     Then::Wait => Step::Again,
                     Then::Receive => self.receive_one(&mut turn)?,

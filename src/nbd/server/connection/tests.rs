@@ -2,6 +2,7 @@
 
 mod batches;
 mod device;
+mod lanes;
 mod peer;
 
 use std::io::{Read, Write};
@@ -26,7 +27,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 struct Server {
     /// Runs the overseer.
-    _runtime: Runtime,
+    runtime: Runtime,
     overseer: Arc<Overseer>,
     device: Arc<Device>,
 }
@@ -41,13 +42,15 @@ struct Attached {
 
 impl Server {
     fn start() -> Self {
-        let runtime = Runtime::new().unwrap();
-        let overseer = Arc::new(Overseer::default());
-        runtime.spawn({
-            let overseer = overseer.clone();
-            async move { overseer.run().await }
-        });
-        Self { _runtime: runtime, overseer, device: Arc::default() }
+        let server = Self::without_overseer();
+        let overseer = server.overseer.clone();
+        server.runtime.spawn(async move { overseer.run().await });
+        server
+    }
+
+    /// It never adds a thread, and sends none home.
+    fn without_overseer() -> Self {
+        Self { runtime: Runtime::new().unwrap(), overseer: Arc::default(), device: Arc::default() }
     }
 
     fn attach(&self, replies: Replies) -> Attached {

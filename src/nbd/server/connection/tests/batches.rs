@@ -13,7 +13,7 @@ fn warm_up(peer: &mut Peer) {
 }
 
 /// Sends requests in one go.
-fn ask_all(peer: &mut Peer, requests: &[(Command, u16, u64, u64, &[u8])]) -> Vec<u64> {
+pub(super) fn ask_all(peer: &mut Peer, requests: &[(Command, u16, u64, u64, &[u8])]) -> Vec<u64> {
     let mut all = Vec::new();
     let mut cookies = Vec::new();
     for (command, flags, offset, length, data) in requests {
@@ -25,7 +25,7 @@ fn ask_all(peer: &mut Peer, requests: &[(Command, u16, u64, u64, &[u8])]) -> Vec
     cookies
 }
 
-fn replies(peer: &mut Peer, count: usize) -> std::collections::HashMap<u64, peer::Reply> {
+pub(super) fn replies(peer: &mut Peer, count: usize) -> std::collections::HashMap<u64, peer::Reply> {
     let replies: std::collections::HashMap<_, _> =
         (0..count).map(|_| peer.reply()).map(|reply| (reply.cookie, reply)).collect();
     assert_eq!(replies.len(), count, "each once");

@@ -1,9 +1,10 @@
 //! A device in memory with holes, that can be made to fail, to panic and to get stuck.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
-use crate::block::{BlockDevice, BlockError, Extents, Features, Zeroes};
+use super::lanes::{SlowLane, Step};
+use crate::block::{BlockDevice, BlockError, Extents, Features, Lane, Zeroes};
 
 /// In bytes.
 pub(super) const SIZE: u64 = 8 << 20;
@@ -21,6 +22,9 @@ pub(super) struct Device {
     pub(super) flushes: AtomicUsize,
     /// Where what was asked to be fetched begins.
     fetched: Mutex<Vec<u64>>,
+    /// Has lanes.
+    pub(super) is_slow: AtomicBool,
+    steps: Mutex<Vec<Step>>,
 }
 
 struct Contents {
@@ -49,6 +53,8 @@ impl Default for Device {
             deadly: AtomicU64::new(u64::MAX),
             flushes: AtomicUsize::new(0),
             fetched: Mutex::default(),
+            is_slow: AtomicBool::new(false),
+            steps: Mutex::default(),
         }
     }
 }
@@ -74,7 +80,30 @@ impl Device {
         drop(self.changed.wait_while(gate, |gate| gate.waiting < reads).unwrap());
     }
 
-    fn pass_gate(&self) {
+    pub(super) fn note(&self, step: Step) {
+        self.steps.lock().unwrap().push(step);
+    }
+
+    /// What its lanes have done.
+    pub(super) fn steps(&self) -> Vec<Step> {
+        self.steps.lock().unwrap().clone()
+    }
+
+    /// A read that is not held up at the gate.
+    pub(super) fn copy(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        extents: &mut Extents,
+    ) -> Result<(), BlockError> {
+        let length = buffer.len() as u64;
+        self.check(offset, length)?;
+        let start = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.contents.lock().unwrap().bytes[start..start + buffer.len()]);
+        if length > 0 { self.status(offset, length, usize::MAX, extents) } else { Ok(()) }
+    }
+
+    pub(super) fn pass_gate(&self) {
         let mut gate = self.gate.lock().unwrap();
         gate.waiting += 1;
         self.changed.notify_all();
@@ -114,16 +143,13 @@ impl BlockDevice for Device {
     }
 
     fn features(&self) -> Features {
-        Features { read_only: false, preferred_block: u32::try_from(BLOCK).unwrap(), always_waits: false }
+        let always_waits = self.is_slow.load(Ordering::SeqCst);
+        Features { read_only: false, preferred_block: u32::try_from(BLOCK).unwrap(), always_waits }
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
         self.pass_gate();
-        let length = buffer.len() as u64;
-        self.check(offset, length)?;
-        let start = usize::try_from(offset).unwrap();
-        buffer.copy_from_slice(&self.contents.lock().unwrap().bytes[start..start + buffer.len()]);
-        if length > 0 { self.status(offset, length, usize::MAX, extents) } else { Ok(()) }
+        self.copy(offset, buffer, extents)
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
@@ -192,6 +218,10 @@ impl BlockDevice for Device {
         }
         self.clear(offset, length);
         if durable { self.flush() } else { Ok(()) }
+    }
+
+    fn lane(&self) -> Option<Box<dyn Lane + '_>> {
+        self.is_slow.load(Ordering::SeqCst).then(|| Box::new(SlowLane::of(self)) as Box<dyn Lane + '_>)
     }
 
     fn stop(&self) {

@@ -1,0 +1,198 @@
+//! A device whose requests wait, several at once.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::batches::{ask_all, replies};
+use super::*;
+use crate::block::{BlockDevice, Direction, Event, Extents, Lane, Readiness, Transfer};
+
+/// The read that begins here gets stuck on its way out of the lane, if the gate is closed.
+const STUCK: u64 = 8 * BLOCK as u64;
+
+/// What the lanes of a device have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Transfers that have begun are the device's now: so many, one at least.
+    HandedOver(usize),
+    /// The end of one with so many bytes was told.
+    Told(usize),
+}
+
+/// Ends all that is under way at once, and not before nothing else is left to do.
+pub(super) struct SlowLane<'a> {
+    device: &'a Device,
+    begun: Vec<Transfer>,
+    handed_over: Vec<Transfer>,
+    ended: VecDeque<Event>,
+    watched: Vec<(OwnedFd, Readiness, usize)>,
+}
+
+impl<'a> SlowLane<'a> {
+    pub(super) fn of(device: &'a Device) -> Self {
+        let (begun, handed_over, watched) = (Vec::new(), Vec::new(), Vec::new());
+        Self { device, begun, handed_over, ended: VecDeque::new(), watched }
+    }
+
+    fn look(&mut self, at_most: Option<Duration>) {
+        let at_most = at_most.map(|time| Timespec::try_from(time).unwrap());
+        let mut polled: Vec<_> = self
+            .watched
+            .iter()
+            .map(|(fd, readiness, _)| {
+                PollFd::new(fd, if *readiness == Readiness::Input { PollFlags::IN } else { PollFlags::OUT })
+            })
+            .collect();
+        rustix::io::retry_on_intr(|| poll(&mut polled, at_most.as_ref())).unwrap();
+        let mut ready = polled.iter().map(|one| !one.revents().is_empty()).collect::<Vec<_>>().into_iter();
+        let ended = &mut self.ended;
+        self.watched.retain(|(.., token)| {
+            let ready = ready.next().unwrap();
+            if ready {
+                ended.push_back(Event::Ready(*token));
+            }
+            !ready
+        });
+    }
+}
+
+impl Lane for SlowLane<'_> {
+    fn begin(&mut self, transfer: Transfer) -> Result<(), Transfer> {
+        self.begun.push(transfer);
+        Ok(())
+    }
+
+    fn under_way(&self) -> usize {
+        let ended = self.ended.iter().filter(|event| matches!(event, Event::Done(..))).count();
+        self.begun.len() + self.handed_over.len() + ended
+    }
+
+    fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
+        self.watched.push((descriptor.try_clone_to_owned().unwrap(), readiness, token));
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
+        if !self.begun.is_empty() {
+            self.device.note(Step::HandedOver(self.begun.len()));
+            self.handed_over.append(&mut self.begun);
+        }
+        Ok(())
+    }
+
+    fn has_more(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
+        if !self.ended.is_empty() {
+            return Ok(());
+        }
+        self.hand_over()?;
+        self.look(if self.handed_over.is_empty() { at_most } else { Some(Duration::ZERO) });
+        if self.ended.is_empty() && at_most != Some(Duration::ZERO) {
+            self.ended.extend(self.handed_over.drain(..).map(|transfer| Event::Done(transfer, Ok(()))));
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, extents: &mut Extents) -> Option<Event> {
+        let mut event = self.ended.pop_front()?;
+        if let Event::Done(transfer, result) = &mut event {
+            let offset = transfer.offset;
+            if (offset, transfer.direction) == (STUCK, Direction::Read) {
+                self.device.pass_gate();
+            }
+            extents.clear();
+            *result = match transfer.direction {
+                Direction::Read => self.device.copy(offset, transfer.data(), extents),
+                Direction::Write => self.device.write(offset, transfer.data(), false),
+            };
+            self.device.note(Step::Told(transfer.length));
+        }
+        Some(event)
+    }
+}
+
+/// A client of a device with such lanes.
+fn attach(form: Replies) -> (Server, Attached) {
+    attach_to(Server::start(), form)
+}
+
+fn attach_to(server: Server, form: Replies) -> (Server, Attached) {
+    server.device.is_slow.store(true, Ordering::SeqCst);
+    let client = server.attach(form);
+    (server, client)
+}
+
+#[test]
+fn what_has_ended_is_answered_a_few_at_a_time() {
+    for form in FORMS {
+        let (server, mut client) = attach(form);
+        let (peer, size) = (&mut client.peer, BLOCK as u64);
+        server.device.close_gate();
+        let reads: Vec<_> = (0..32).map(|at| (Command::READ, 0, at * size, size, &[][..])).collect();
+        ask_all(peer, &reads);
+        // The ninth is stuck on its way out of the lane. Those before it have been answered.
+        replies(peer, 8);
+        ask_all(peer, &[(Command::READ, 0, SIZE - size, size, &[])]);
+        server.device.open_gate();
+        replies(peer, 25);
+        let steps = server.device.steps();
+        assert_eq!(steps[0], Step::HandedOver(32), "they have come together");
+        let next = steps.iter().position(|step| *step == Step::HandedOver(1)).unwrap();
+        assert!(next <= 17, "the device has it before the last 16 have been answered: {steps:?}");
+        assert_eq!(steps.len(), 2 + 33);
+    }
+}
+
+#[test]
+fn long_writes_are_left_to_threads() {
+    for form in FORMS {
+        let (server, mut client) = attach(form);
+        let peer = &mut client.peer;
+        for (number, length) in [64 << 10, (64 << 10) + BLOCK, PIECE].into_iter().enumerate() {
+            let data = pattern(length, number);
+            assert_eq!(peer.write(0, 0, &data).error(), 0);
+            let read = peer.done(Command::READ, 0, 0, length as u64);
+            assert_eq!(read.data(0, length), data);
+        }
+        let told = [64 << 10, 64 << 10, (64 << 10) + BLOCK, PIECE].map(Step::Told);
+        let steps = server.device.steps();
+        let ends: Vec<_> = steps.iter().copied().filter(|step| matches!(step, Step::Told(_))).collect();
+        assert_eq!(ends, told, "one write, and all reads");
+    }
+}
+
+#[test]
+fn threads_that_wait_for_a_device_are_added_at_once() {
+    // Nobody looks whether they are stuck.
+    let (server, mut client) = attach_to(Server::without_overseer(), Replies::Simple);
+    server.device.close_gate();
+    // Past a piece, so that each is a thread's.
+    let length = 2 * PIECE as u64;
+    let reads: Vec<_> = (0..STEADY_WAITING as u64).map(|_| (Command::READ, 0, 0, length, &[][..])).collect();
+    ask_all(&mut client.peer, &reads);
+    client.await_threads(|threads| threads == STEADY_WAITING);
+    server.device.open_gate();
+    replies(&mut client.peer, STEADY_WAITING);
+}
+
+#[test]
+fn what_has_ended_holds_no_sectors_for_a_client_that_does_not_read() {
+    for end in [Shutdown::Write, Shutdown::Both] {
+        let (server, mut client) = attach(Replies::Structured);
+        let (peer, size) = (&mut client.peer, 64 << 10);
+        let reads: Vec<_> = (0..64).map(|at| (Command::READ, 0, at * size, size, &[][..])).collect();
+        ask_all(peer, &reads);
+        peer.stream.shutdown(end).unwrap();
+        let told = || server.device.steps().iter().filter(|step| matches!(step, Step::Told(_))).count();
+        if end == Shutdown::Write {
+            // 4 MiB, of which the socket holds a part.
+            until(|| told() == 64, &told);
+            replies(peer, 64);
+        }
+        client.assert_ends();
+    }
+}
