@@ -33,7 +33,7 @@ pub trait SectorCipher: Send + Sync {
 /// Which code does the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Implementation {
-    /// AWS-LC: 10 GB/s and more on one core with AVX-512 and VAES, 5 with AES-NI.
+    /// AWS-LC: about 10 GB/s on one core with AVX-512 and VAES, 5 with AES-NI.
     #[default]
     AwsLc,
     /// The crates `aes` and `xts-mode`: no C, no assembly, a tenth of the speed.

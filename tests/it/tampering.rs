@@ -96,17 +96,20 @@ fn damaged_files_are_told_apart_from_unreadable_ones() {
     let lab = sealed(&[]);
     let file = std::fs::read(lab.path("envelope")).unwrap();
     let at = |word: &str| file.windows(word.len()).position(|window| window == word.as_bytes()).unwrap();
-    // 1048576 becomes 3048576, and the first digit's top bit makes it no text.
+    // 1048576 becomes 3048576, and then no text at all.
     let size = at("1048576");
-    for (place, bit, words) in [
-        (size, 1, "its size does not fit its digest"),
-        (size, 7, "not text"),
-        (at("\"life\""), 1, "cannot be read"),
-        (at("\"wrapped\": \"") + 20, 0, "slots"),
-        (at("\"mac\": \"") + 8, 0, "mac"),
+    let (wrapped, mac) = (at("\"wrapped\": \"") + 20, at("\"mac\": \"") + 8);
+    // In base64 as in hexadecimal.
+    let other_digit = |place: usize| if file[place] == b'1' { b'2' } else { b'1' };
+    for (place, byte, words) in [
+        (size, b'3', "its size does not fit its digest"),
+        (size, b'1' | 1 << 7, "not text"),
+        (at("\"life\""), b' ', "cannot be read"),
+        (wrapped, other_digit(wrapped), "slots"),
+        (mac, other_digit(mac), "mac"),
     ] {
         let mut damaged = file.clone();
-        damaged[place] ^= 1 << bit;
+        damaged[place] = byte;
         std::fs::write(lab.path("envelope"), &damaged).unwrap();
         assert_fails(&run(&lab, &[]), 6, &["envelope", words]);
         assert_eq!(std::fs::read(lab.path("envelope")).unwrap(), damaged);

@@ -190,7 +190,7 @@ fn what_has_ended_holds_no_sectors_for_a_client_that_does_not_read() {
         let told = || server.device.steps().iter().filter(|step| matches!(step, Step::Told(_))).count();
         if end == Shutdown::Write {
             // 4 MiB, of which the socket holds a part.
-            until(|| told() == 64, &told);
+            until(|| told() == 64, told);
             replies(peer, 64);
         }
         client.assert_ends();
