@@ -18,7 +18,7 @@ fn loopback(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let bytes: Vec<u8> = (0..64).collect();
     let key = DataKey::copy_from(&bytes).expect("a good key");
-    let cipher = Implementation::AwsLc.cipher(&key, SectorSize::B4096);
+    let cipher = Implementation::fastest().cipher(&key, SectorSize::B4096);
     let mut server = Loopback::start(runtime.handle(), cipher, Instant::now() + FILLING).expect("a server");
 
     let mut group = criterion.benchmark_group("loopback");

@@ -20,7 +20,7 @@ fn volume(sector: SectorSize) -> EncryptedVolume {
     let (store, _) = Backing::Memory.open_new(SIZE).expect("a file in memory");
     let size = VolumeSize::new(SIZE, sector).expect("a good size");
     let options = Options { read_only: false, discard: true, flush: true };
-    let cipher = Implementation::AwsLc.cipher(&key, sector);
+    let cipher = Implementation::fastest().cipher(&key, sector);
     let volume = EncryptedVolume::new(Box::new(store), cipher, size, options);
     for offset in (0..SIZE).step_by(1 << 20) {
         volume.write(offset, &mut vec![0x5a; 1 << 20], false).expect("room in memory");

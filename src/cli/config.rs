@@ -205,10 +205,12 @@ fn volume_rows(table: &mut Table) {
     table.add_file("defaults.flush", None, &defaults.flush, flush, "honour");
     table.add_file("defaults.direct", None, &defaults.direct, |on| (*on).into(), "false");
     let cipher = |cipher: &Cipher| match cipher {
+        Cipher::Auto => "auto".into(),
         Cipher::AwsLc => "aws-lc".into(),
+        Cipher::Vaes => "vaes".into(),
         Cipher::Portable => "portable".into(),
     };
-    table.add_file("defaults.cipher", None, &defaults.cipher, cipher, "aws-lc");
+    table.add_file("defaults.cipher", None, &defaults.cipher, cipher, "auto");
     let interval = |interval: &Interval| match interval {
         Interval::Off => "off".into(),
         Interval::Every(duration) => format!("{}s", duration.as_secs()).into(),

@@ -214,7 +214,7 @@ impl RunArgs {
         };
         Ok(Specification {
             options: self.storage.options(source.is_durable())?,
-            implementation: self.storage.implementation(),
+            implementation: self.storage.implementation()?,
             provider,
             listen,
             terms,

@@ -18,8 +18,12 @@ pub enum TlsMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cipher {
+    /// The fastest on this processor.
+    Auto,
     /// AWS-LC.
     AwsLc,
+    /// VAES on 256 bits.
+    Vaes,
     /// Plain Rust.
     Portable,
 }

@@ -81,7 +81,7 @@ fn volume(setup: u8) -> EncryptedVolume {
     let (store, _) = made.unwrap_or_else(|error| panic!("no memory for a volume: {error}"));
     let key: Vec<u8> = (0..64).collect();
     let key = DataKey::copy_from(&key).unwrap_or_else(|error| panic!("no memory for a key: {error}"));
-    let cipher = Implementation::AwsLc.cipher(&key, sector);
+    let cipher = Implementation::fastest().cipher(&key, sector);
     let size = VolumeSize::new(SIZE, sector).unwrap_or_else(|error| panic!("{error}"));
     let options = Options { read_only: setup & READ_ONLY != 0, discard: setup & DISCARD != 0, flush: true };
     EncryptedVolume::new(Box::new(store), cipher, size, options)

@@ -3,11 +3,13 @@
 use aes::Aes256;
 use aes::cipher::KeyInit;
 use xts_mode::{Xts128, get_tweak_default};
-use zeroize::Zeroize;
 
-use super::{SectorCipher, assert_whole_sectors};
+use super::{SectorCipher, assert_whole_sectors, stack};
 use crate::geometry::SectorSize;
 use crate::secret::DataKey;
+
+/// Bytes of stack that are wiped after each use: further down than the calls reach.
+const STACK: usize = 32 * 1024;
 
 /// The expanded keys are boxed, so that moving the cipher copies none of them.
 pub(super) struct Portable {
@@ -16,18 +18,8 @@ pub(super) struct Portable {
 }
 
 impl Portable {
-    /// On a thread of its own: round keys stay in vector registers, and the kernel writes those to the stack of a
-    /// thread that a signal interrupts later (signal(7), the frame's xsave area).
     pub(super) fn new(key: &DataKey, sector: SectorSize) -> Self {
-        let expanded = std::thread::scope(|scope| {
-            let expanding = scope.spawn(|| {
-                let xts = expand(key);
-                wipe_stack();
-                xts
-            });
-            expanding.join()
-        });
-        Self { xts: expanded.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sector }
+        Self { xts: stack::apart(|| expand(key)), sector }
     }
 
     /// One data unit of any length from 16 bytes, as published vectors have them.
@@ -41,19 +33,11 @@ impl Portable {
     }
 }
 
-/// `Aes256` is built by value, so copies of the round keys pass over the stack: [`wipe_stack`] follows.
-#[inline(never)]
+/// `Aes256` is built by value, so copies of the round keys pass over the stack.
 #[allow(clippy::expect_used, reason = "both halves have 32 bytes by DataKey's type")]
 fn expand(key: &DataKey) -> Box<Xts128<Aes256>> {
     let half = |bytes: &[u8]| Aes256::new_from_slice(bytes).expect("32 bytes");
     Box::new(Xts128::new(half(key.data_half()), half(key.tweak_half())))
-}
-
-/// Overwrites the stack below the caller's frame, further down than the calls before it reached.
-#[inline(never)]
-fn wipe_stack() {
-    let mut below = [0u8; 32 * 1024];
-    below.zeroize();
 }
 
 /// The vector code keeps broadcast copies of the round keys on the stack of whichever thread calls it.
@@ -61,13 +45,13 @@ impl SectorCipher for Portable {
     fn encrypt(&self, first: u64, data: &mut [u8]) {
         assert_whole_sectors(data, self.sector);
         encrypt_area(&self.xts, self.sector, first, data);
-        wipe_stack();
+        stack::wipe::<STACK>();
     }
 
     fn decrypt(&self, first: u64, data: &mut [u8]) {
         assert_whole_sectors(data, self.sector);
         decrypt_area(&self.xts, self.sector, first, data);
-        wipe_stack();
+        stack::wipe::<STACK>();
     }
 
     fn sector_size(&self) -> SectorSize {

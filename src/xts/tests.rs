@@ -1,4 +1,4 @@
-//! Published vectors, and both implementations against each other.
+//! Published vectors, and the implementations against each other.
 
 #![allow(clippy::cast_possible_truncation, reason = "the low bits are what test data is made of")]
 
@@ -18,7 +18,7 @@ fn key(bytes: &[u8]) -> DataKey {
     DataKey::copy_from(bytes).unwrap()
 }
 
-/// Checks one data unit with both implementations in both directions.
+/// Checks one data unit with each implementation in both directions.
 fn check(key_bytes: &[u8], number: u128, plain: &[u8], cipher: &[u8]) {
     let key = key(key_bytes);
     let (aws_lc, portable) = (AwsLc::new(&key, SectorSize::B512), Portable::new(&key, SectorSize::B512));
@@ -29,6 +29,14 @@ fn check(key_bytes: &[u8], number: u128, plain: &[u8], cipher: &[u8]) {
         let mut unit = from.to_vec();
         portable.unit(encrypt, number, &mut unit);
         assert_eq!(unit, to, "portable, encrypt: {encrypt}");
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vaes) = vaes::Vaes::new(&key, SectorSize::B512)
+            && from.len().is_multiple_of(16)
+        {
+            let mut unit = from.to_vec();
+            vaes.unit(encrypt, number, &mut unit);
+            assert_eq!(unit, to, "VAES, encrypt: {encrypt}");
+        }
     }
 }
 
@@ -44,7 +52,7 @@ fn ieee_1619() {
         let (key_bytes, plain, cipher) = (unhex(fields[0]), unhex(fields[2]), unhex(fields[3]));
         check(&key_bytes, number, &plain, &cipher);
         // These units are sectors of 512 bytes, so the volume's own interface must agree as well.
-        for implementation in [Implementation::AwsLc, Implementation::Portable] {
+        for implementation in Implementation::available() {
             let sectors = implementation.cipher(&key(&key_bytes), SectorSize::B512);
             let mut data = plain.clone();
             sectors.encrypt(number.try_into().unwrap(), &mut data);
@@ -87,10 +95,14 @@ fn equal_halves_make_no_key() {
 
 #[test]
 fn many_threads_share_one_cipher() {
-    let cipher = Implementation::AwsLc.cipher(&key(&(0..64).collect::<Vec<u8>>()), SectorSize::B4096);
+    for implementation in Implementation::available() {
+        share(&*implementation.cipher(&key(&(0..64).collect::<Vec<u8>>()), SectorSize::B4096));
+    }
+}
+
+fn share(cipher: &dyn SectorCipher) {
     std::thread::scope(|scope| {
         for thread in 0..8u8 {
-            let cipher = &cipher;
             scope.spawn(move || {
                 let plain = vec![thread; 64 * 1024];
                 for round in 0..50 {
@@ -107,7 +119,7 @@ fn many_threads_share_one_cipher() {
 
 proptest! {
     #[test]
-    fn both_implementations_agree(
+    fn all_implementations_agree(
         key_bytes in proptest::collection::vec(any::<u8>(), 64),
         first in 0u64..1 << 40,
         data in proptest::collection::vec(any::<u8>(), 4096),
@@ -117,14 +129,44 @@ proptest! {
         let sector = if small { SectorSize::B512 } else { SectorSize::B4096 };
         let key = key(&key_bytes);
         let plain: Vec<u8> = data.into_iter().cycle().take(sectors * sector.bytes()).collect();
-        let (aws_lc, portable) = (Implementation::AwsLc.cipher(&key, sector), Implementation::Portable.cipher(&key, sector));
-        let (mut a, mut b) = (plain.clone(), plain.clone());
-        aws_lc.encrypt(first, &mut a);
-        portable.encrypt(first, &mut b);
-        prop_assert_eq!(&a, &b);
-        aws_lc.decrypt(first, &mut a);
-        portable.decrypt(first, &mut b);
-        prop_assert_eq!(&a, &plain);
-        prop_assert_eq!(&b, &plain);
+        let mut agreed = plain.clone();
+        Implementation::Portable.cipher(&key, sector).encrypt(first, &mut agreed);
+        for implementation in Implementation::available() {
+            let cipher = implementation.cipher(&key, sector);
+            let mut data = plain.clone();
+            cipher.encrypt(first, &mut data);
+            prop_assert_eq!(&data, &agreed, "{}", implementation.name());
+            cipher.decrypt(first, &mut data);
+            prop_assert_eq!(&data, &plain, "{}", implementation.name());
+        }
+    }
+}
+
+#[test]
+fn the_fastest_is_one_that_this_processor_can_do() {
+    let available: Vec<_> = Implementation::available().collect();
+    assert!(available.contains(&Implementation::fastest()));
+    assert!(available.contains(&Implementation::AwsLc) && available.contains(&Implementation::Portable));
+    // As the kernel sees the processor.
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags: Vec<_> = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or("").split(' ').collect();
+    let vaes = ["aes", "avx2", "vaes", "vpclmulqdq"].iter().all(|flag| flags.contains(flag));
+    assert_eq!(available.contains(&Implementation::Vaes), vaes);
+    let wide = ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vbmi2"];
+    let wide = wide.iter().all(|flag| flags.contains(flag));
+    assert_eq!(Implementation::fastest() == Implementation::Vaes, vaes && !wide);
+}
+
+#[test]
+fn numbers_beyond_a_word_go_on() {
+    let key = key(&(0..64).collect::<Vec<u8>>());
+    for first in [u64::MAX, u64::MAX - 1, u64::MAX - 20] {
+        let mut agreed = vec![7; 40 * 512];
+        Implementation::Portable.cipher(&key, SectorSize::B512).encrypt(first, &mut agreed);
+        for implementation in Implementation::available() {
+            let mut data = vec![7; 40 * 512];
+            implementation.cipher(&key, SectorSize::B512).encrypt(first, &mut data);
+            assert_eq!(data, agreed, "{}", implementation.name());
+        }
     }
 }

@@ -60,7 +60,7 @@ fn compare(sector: SectorSize) {
     let hexadecimal: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
     let (store, mut leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
     leftover.give_name().unwrap();
-    let cipher = Implementation::AwsLc.cipher(&key, sector);
+    let cipher = Implementation::fastest().cipher(&key, sector);
     let options = Options { read_only: false, discard: true, flush: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);
     let export = Export {

@@ -52,7 +52,7 @@ impl Case {
         let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
         let size = VolumeSize::new(self.size, self.sector).unwrap();
         let options = Options { read_only: false, discard: true, flush: self.flush };
-        let cipher = Implementation::AwsLc.cipher(&key, self.sector);
+        let cipher = Implementation::fastest().cipher(&key, self.sector);
         EncryptedVolume::new(disk.store(), cipher, size, options)
     }
 

@@ -227,7 +227,12 @@ fn through_the_embedded_kms_with_aws_lc() {
 /// The key is kept for successors, where nobody reads it; what a predecessor had in its memory went with that.
 #[test]
 fn through_the_embedded_kms_and_a_restart() {
-    through_the_embedded_kms("aws-lc", true);
+    through_the_embedded_kms("auto", true);
+}
+
+#[test]
+fn through_the_embedded_kms_with_the_fastest_cipher() {
+    through_the_embedded_kms("auto", false);
 }
 
 #[test]

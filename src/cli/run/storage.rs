@@ -41,7 +41,7 @@ pub(super) struct StorageArgs {
     #[arg(long)]
     read_only: bool,
 
-    /// Code that enciphers [default: aws-lc]
+    /// Code that enciphers; the ciphertext is the same [default: auto]
     #[arg(long)]
     cipher: Option<CipherCode>,
 }
@@ -56,8 +56,12 @@ enum Flush {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum CipherCode {
+    /// The fastest on this CPU
+    Auto,
     /// AWS-LC, with the CPU's AES instructions
     AwsLc,
+    /// VAES on vectors of 256 bits: the fastest on CPUs that have VAES but no AVX-512
+    Vaes,
     /// Plain Rust
     Portable,
 }
@@ -80,7 +84,9 @@ impl StorageArgs {
             config::Flush::Ignore => Flush::Ignore,
         });
         fall_back(&mut self.cipher, &file.cipher, |cipher| match cipher {
+            Cipher::Auto => CipherCode::Auto,
             Cipher::AwsLc => CipherCode::AwsLc,
+            Cipher::Vaes => CipherCode::Vaes,
             Cipher::Portable => CipherCode::Portable,
         });
     }
@@ -118,10 +124,22 @@ impl StorageArgs {
         Ok(Options { read_only: self.read_only, discard: self.discard != Some(Switch::Off), flush })
     }
 
-    pub(super) fn implementation(&self) -> Implementation {
-        match self.cipher {
-            None | Some(CipherCode::AwsLc) => Implementation::AwsLc,
+    /// # Errors
+    /// [`Failure::Usage`] for one that this processor cannot do.
+    pub(super) fn implementation(&self) -> Result<Implementation, Failure> {
+        let wanted = match self.cipher {
+            None | Some(CipherCode::Auto) => Implementation::fastest(),
+            Some(CipherCode::AwsLc) => Implementation::AwsLc,
+            Some(CipherCode::Vaes) => Implementation::Vaes,
             Some(CipherCode::Portable) => Implementation::Portable,
+        };
+        if Implementation::available().all(|one| one != wanted) {
+            return Err(Failure::Usage(format!(
+                "this processor cannot do --cipher {}, which needs VAES, VPCLMULQDQ and AVX2: use --cipher auto, for the \
+                 fastest that it can",
+                wanted.name()
+            )));
         }
+        Ok(wanted)
     }
 }

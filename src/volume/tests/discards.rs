@@ -54,7 +54,7 @@ fn watched(quick: bool, may_go_on: Option<Receiver<()>>) -> (EncryptedVolume, Re
     let store = Backing::Memory.open_new(LONG).unwrap().0;
     let store = Watched { store, quick, discards: discards.into(), may_go_on: may_go_on.map(Mutex::new) };
     let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
-    let cipher = Implementation::AwsLc.cipher(&key, SectorSize::B4096);
+    let cipher = Implementation::fastest().cipher(&key, SectorSize::B4096);
     let options = Options { read_only: false, discard: true, flush: true };
     let size = VolumeSize::new(LONG, SectorSize::B4096).unwrap();
     (EncryptedVolume::new(Box::new(store), cipher, size, options), seen)
