@@ -108,12 +108,16 @@ mod tests {
     #[test]
     fn one_core_and_several_are_measured() {
         let (stop, key) = (AtomicBool::new(false), random_key().unwrap());
-        for cores in [1, 3] {
-            let (implementation, sector) = (Implementation::AwsLc, SectorSize::B512);
+        let every = Implementation::available().flat_map(|one| [(one, 1), (one, 3)]);
+        for (implementation, cores) in every {
+            let sector = SectorSize::B512;
             let case = Case { implementation, sector, direction: Direction::Decrypt, cores };
             let window = Window { length: Duration::from_millis(1), stop: &stop };
             let figure = measure(case, &key, window).unwrap();
-            assert_eq!((figure.cipher, figure.sector_bytes, figure.cores), ("aws-lc", 512, cores));
+            assert_eq!(
+                (figure.cipher, figure.sector_bytes, figure.cores),
+                (implementation.name(), 512, cores)
+            );
             assert!(figure.gigabytes_per_second > 0.0);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);

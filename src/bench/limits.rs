@@ -202,6 +202,7 @@ mod tests {
         let loopback = LoopbackFigure::new;
         let figures = Figures {
             cipher: vec![
+                CipherFigure { cipher: "portable", ..cipher(Direction::Decrypt, 4096, 1, 0.5) },
                 cipher(Direction::Encrypt, 4096, 1, 1.0),
                 cipher(Direction::Decrypt, 512, 1, 2.0),
                 cipher(Direction::Decrypt, 4096, 2, 3.0),

@@ -165,7 +165,10 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_allowed() {
         ("[encryption.context]\na = '1'\nA = '2'", &["encryption.context", "case"]),
         ("[defaults]\nsector_size = 1024", &["line 2", "defaults.sector_size", "4096 nor 512"]),
         ("[defaults]\nbacking = 'disk.img'", &["defaults.backing", "`memory`", "absolute"]),
-        ("[defaults]\ncipher = 'rot13'", &["defaults.cipher", "rot13", "`vaes`", "`portable`"]),
+        (
+            "[defaults]\ncipher = 'rot13'",
+            &["defaults.cipher", "rot13", "`auto`", "`aws-lc`", "`vaes`", "`portable`"],
+        ),
         ("[defaults]\nflush = 'never'", &["defaults.flush", "never", "`honour` or `ignore`"]),
         ("[watch]\ninterval = '1d'", &["watch.interval", "1d", "`off`"]),
         ("[watch]\ninterval = '0s'", &["watch.interval"]),

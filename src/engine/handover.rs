@@ -31,7 +31,7 @@ use crate::volume::{EncryptedVolume, Options, Past};
 use crate::xts::Implementation;
 
 /// Version of what is handed over. A program that knows another one is not executed as a successor, or refuses it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const STATE: &str = "sealblk-state";
 const KEY: &str = "sealblk-key";
 const BACKING: &str = "sealblk-backing";

@@ -8,8 +8,8 @@ use super::{SectorCipher, assert_whole_sectors, stack};
 use crate::geometry::SectorSize;
 use crate::secret::DataKey;
 
-/// Bytes of stack that are wiped after each use: further down than the calls reach.
-const STACK: usize = 32 * 1024;
+/// Words of stack that are wiped after each use: further down than the calls reach.
+const STACK: usize = 32 * 1024 / 8;
 
 /// The expanded keys are boxed, so that moving the cipher copies none of them.
 pub(super) struct Portable {

@@ -57,6 +57,8 @@ fn ieee_1619() {
             let mut data = plain.clone();
             sectors.encrypt(number.try_into().unwrap(), &mut data);
             assert_eq!(data, cipher);
+            sectors.decrypt(number.try_into().unwrap(), &mut data);
+            assert_eq!(data, plain);
         }
         count += 1;
     }
@@ -164,9 +166,13 @@ fn numbers_beyond_a_word_go_on() {
         let mut agreed = vec![7; 40 * 512];
         Implementation::Portable.cipher(&key, SectorSize::B512).encrypt(first, &mut agreed);
         for implementation in Implementation::available() {
+            let cipher = implementation.cipher(&key, SectorSize::B512);
             let mut data = vec![7; 40 * 512];
-            implementation.cipher(&key, SectorSize::B512).encrypt(first, &mut data);
+            cipher.encrypt(first, &mut data);
             assert_eq!(data, agreed, "{}", implementation.name());
+            cipher.decrypt(first, &mut data);
+            assert_eq!(data, [7; 40 * 512], "{}", implementation.name());
+            cipher.encrypt(first, &mut []);
         }
     }
 }

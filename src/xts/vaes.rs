@@ -1,5 +1,5 @@
 //! AES-256-XTS by VAES on vectors of 256 bits, two blocks in each and sixteen under way at once: for x86-64 processors
-//! that have VAES but no AVX-512 (AMD's Zen 3, Intel's without it), to which AWS-LC gives AES-NI, a block at a time.
+//! that have VAES but no AVX-512 (AMD's Zen 3, Intel's without it), to which AWS-LC gives AES-NI, with one block in each instruction.
 //!
 //! Two things keep the processor's AES units busy. Where sectors begin, the tweaks of sixteen of them are enciphered
 //! together, and the powers of each are made side by side, not each from the one before. And a tweak goes on by sixteen
@@ -30,8 +30,13 @@ const VECTORS: usize = 8;
 const STRIDE: usize = VECTORS * 32;
 /// Sectors whose tweaks are enciphered together, two in a vector.
 const TOGETHER: usize = 2 * VECTORS;
-/// Bytes of stack below [`Vaes::apply`] that are wiped: `sectors` takes some six hundred of them.
-const STACK: usize = 1024;
+/// Words of stack below [`Vaes::apply`] that are wiped. Optimised, `sectors` takes some six hundred bytes. What the kernel
+/// writes there at a signal lies deeper; signals to the process go to its first thread, which enciphers nothing.
+const STACK: usize = if cfg!(debug_assertions) { 32 * 1024 } else { 1024 } / 8;
+
+// What does not fill a stride would stay as it is.
+const _: () = assert!(SectorSize::B512.bytes().is_multiple_of(STRIDE));
+const _: () = assert!(SectorSize::B4096.bytes().is_multiple_of(STRIDE));
 
 type Schedule = [__m128i; ROUND_KEYS];
 
@@ -44,7 +49,8 @@ pub(super) fn is_available() -> bool {
     has!("aes") && has!("avx2") && has!("vaes") && has!("vpclmulqdq")
 }
 
-/// AWS-LC has nothing better here (`avx512_xts_available` in its crypto/fipsmodule/aes/internal.h).
+/// AWS-LC has nothing better here (`avx512_xts_available` in its crypto/fipsmodule/aes/internal.h), at least for sectors
+/// of 4096 bytes.
 pub(super) fn is_fastest() -> bool {
     use std::arch::is_x86_feature_detected as has;
     let [f, bw, dq, vl] = [has!("avx512f"), has!("avx512bw"), has!("avx512dq"), has!("avx512vl")];
@@ -61,6 +67,7 @@ pub(super) struct Vaes {
     sector: SectorSize,
 }
 
+/// In this order, so that whoever looks for keys in a process's memory, as tests do, knows how they lie.
 #[repr(C)]
 struct Keys {
     data: Schedule,
@@ -72,9 +79,12 @@ struct Keys {
 impl Vaes {
     /// `None` where [the processor](is_available) cannot.
     pub(super) fn new(key: &DataKey, sector: SectorSize) -> Option<Self> {
+        if !is_available() {
+            return None;
+        }
         // SAFETY: the instruction sets that `expand` needs are there.
         let expand = || Box::new(unsafe { Keys::expand(key) });
-        is_available().then(|| Self { keys: stack::apart(expand), sector })
+        Some(Self { keys: stack::apart(expand), sector })
     }
 
     /// Whole strides; the first is the beginning of the data unit with number `first`.
@@ -179,7 +189,7 @@ fn sectors<const ENCRYPT: bool>(keys: &Keys, unit: usize, first: u128, data: &mu
                 // stack before the loop. Reading them where they are is a third faster.
                 let keys = black_box(keys);
                 let round_keys = if ENCRYPT { &keys.data } else { &keys.inverse };
-                apply::<ENCRYPT>(round_keys, &powers, stride);
+                apply_stride::<ENCRYPT>(round_keys, &powers, stride);
                 for power in &mut powers {
                     *power = by_sixteen_blocks(*power);
                 }
@@ -255,7 +265,11 @@ fn by_sixteen_blocks(tweak: __m256i) -> __m256i {
     reason = "the compiler leaves three iterators zipped as a loop, with branches"
 )]
 #[target_feature(enable = "avx2,vaes")]
-fn apply<const ENCRYPT: bool>(keys: &Schedule, tweaks: &[__m256i; VECTORS], stride: &mut [u8; STRIDE]) {
+fn apply_stride<const ENCRYPT: bool>(
+    keys: &Schedule,
+    tweaks: &[__m256i; VECTORS],
+    stride: &mut [u8; STRIDE],
+) {
     let key = |round: usize| _mm256_broadcastsi128_si256(keys[round]);
     let vectors = stride.as_chunks_mut::<32>().0;
     let mut blocks = [key(0); VECTORS];

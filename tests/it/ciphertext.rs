@@ -48,7 +48,7 @@ async fn unlock(lab: &Lab, layout: Layout) -> DataKey {
     host.unwrap(&document.slots[0].wrapped(), &document.whole_context(), permit).await.unwrap()
 }
 
-fn compare(sector: SectorSize) {
+fn compare(implementation: Implementation, sector: SectorSize) {
     let lab = Lab::new();
     let (image, backing, socket) = (lab.path("image"), lab.path("backing"), lab.path("socket"));
     let mut random = vec![0; SIZE as usize];
@@ -60,7 +60,7 @@ fn compare(sector: SectorSize) {
     let hexadecimal: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
     let (store, mut leftover) = Backing::File(backing.clone()).open_new(SIZE).unwrap();
     leftover.give_name().unwrap();
-    let cipher = Implementation::fastest().cipher(&key, sector);
+    let cipher = implementation.cipher(&key, sector);
     let options = Options { read_only: false, discard: true, flush: true };
     let volume = EncryptedVolume::new(Box::new(store), cipher, layout.size, options);
     let export = Export {
@@ -101,10 +101,14 @@ fn compare(sector: SectorSize) {
 
 #[test]
 fn sectors_of_4096_bytes() {
-    compare(SectorSize::B4096);
+    for implementation in Implementation::available() {
+        compare(implementation, SectorSize::B4096);
+    }
 }
 
 #[test]
 fn sectors_of_512_bytes() {
-    compare(SectorSize::B512);
+    for implementation in Implementation::available() {
+        compare(implementation, SectorSize::B512);
+    }
 }

@@ -188,8 +188,8 @@ pub(crate) fn find_schedules(pid: u32) -> Vec<(u64, Schedule)> {
 }
 
 /// AES-256-XTS keys that a cipher is keyed with: two schedules in one structure, the data half's before the tweak
-/// half's, as AWS-LC has them (`EVP_AES_XTS_CTX`: 248 bytes apart) and RustCrypto and our own (each
-/// half, or the data half alone, with the inverse keys as well: 480 bytes apart). Other schedules, of random generators, have no such neighbour.
+/// half's, as AWS-LC has them (`EVP_AES_XTS_CTX`: 248 bytes apart), and RustCrypto and our own (with the data half's
+/// inverse keys in between: 480 bytes apart). Other schedules, of random generators, have no such neighbour.
 pub(crate) fn find_xts_keys(pid: u32) -> HashSet<Vec<u8>> {
     let schedules = find_schedules(pid);
     let mut keys = HashSet::new();

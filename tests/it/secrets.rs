@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
+use sealblk::xts::Implementation;
 
 use crate::memory::{Needle, Schedule, assert_none, find_schedules, find_xts_keys, scan};
 use crate::remote_kms::{RemoteKms, run_patiently_on};
@@ -220,24 +221,18 @@ fn through_the_embedded_kms(cipher: &str, restartable: bool) {
 }
 
 #[test]
-fn through_the_embedded_kms_with_aws_lc() {
-    through_the_embedded_kms("aws-lc", false);
+fn through_the_embedded_kms_with_every_cipher() {
+    for cipher in Implementation::available() {
+        through_the_embedded_kms(cipher.name(), false);
+    }
 }
 
 /// The key is kept for successors, where nobody reads it; what a predecessor had in its memory went with that.
 #[test]
 fn through_the_embedded_kms_and_a_restart() {
-    through_the_embedded_kms("auto", true);
-}
-
-#[test]
-fn through_the_embedded_kms_with_the_fastest_cipher() {
-    through_the_embedded_kms("auto", false);
-}
-
-#[test]
-fn through_the_embedded_kms_with_the_portable_cipher() {
-    through_the_embedded_kms("portable", false);
+    for cipher in Implementation::available() {
+        through_the_embedded_kms(cipher.name(), true);
+    }
 }
 
 /// No core dump, no tracing by the same user, and locked memory: as the kernel tells it.

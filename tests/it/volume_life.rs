@@ -3,7 +3,7 @@
 use sealblk::xts::Implementation;
 
 use crate::restart::{SIGUSR2, await_successor};
-use crate::support::{Lab, Volume, assert_fails, assert_succeeds, finish, text, tool};
+use crate::support::{Lab, Volume, assert_succeeds, finish, text, tool};
 
 const FIO: &str = "nbdinfo \"$uri\" && fio --name=v --ioengine=nbd --uri=\"$uri\" --rw=randrw --bsrange=512-256k \
                    --size=64M --verify=crc32c --verify_fatal=1 --verify_state_save=0 --iodepth=32";
@@ -90,10 +90,6 @@ fn memory() {
 fn every_cipher() {
     for cipher in Implementation::available() {
         verify(&["--backing", "memory", "--cipher", cipher.name()]);
-    }
-    if Implementation::available().all(|cipher| cipher != Implementation::Vaes) {
-        let output = finish(Lab::new().sealblk(["run", "--size", "1M", "--cipher", "vaes", "--", "true"]));
-        assert_fails(&output, 2, &["cannot do --cipher vaes", "--cipher auto"]);
     }
 }
 

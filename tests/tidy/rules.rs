@@ -9,7 +9,7 @@ const FILE_LINES: usize = 400;
 /// Most lines of a function; 40 is what to aim at.
 const FUNCTION_LINES: usize = 70;
 /// The modules that may hold `unsafe`: descriptors by number, locked memory, memory that the kernel
-/// uses, and the calls into AWS-LC.
+/// uses, the calls into AWS-LC, and instructions that not every processor has.
 const UNSAFE_MODULES: [&str; 4] = ["descriptors", "ring", "secret", "xts"];
 /// What one writes to come back later. In two parts, so that this file does not hold them.
 const REMINDERS: [&str; 4] =

@@ -127,19 +127,41 @@ impl StorageArgs {
     /// # Errors
     /// [`Failure::Usage`] for one that this processor cannot do.
     pub(super) fn implementation(&self) -> Result<Implementation, Failure> {
-        let wanted = match self.cipher {
-            None | Some(CipherCode::Auto) => Implementation::fastest(),
-            Some(CipherCode::AwsLc) => Implementation::AwsLc,
-            Some(CipherCode::Vaes) => Implementation::Vaes,
-            Some(CipherCode::Portable) => Implementation::Portable,
-        };
-        if Implementation::available().all(|one| one != wanted) {
-            return Err(Failure::Usage(format!(
-                "this processor cannot do --cipher {}, which needs VAES, VPCLMULQDQ and AVX2: use --cipher auto, for the \
-                 fastest that it can",
-                wanted.name()
-            )));
+        choose(self.cipher, &Implementation::available().collect::<Vec<_>>())
+    }
+}
+
+fn choose(cipher: Option<CipherCode>, available: &[Implementation]) -> Result<Implementation, Failure> {
+    let wanted = match cipher {
+        None | Some(CipherCode::Auto) => Implementation::fastest(),
+        Some(CipherCode::AwsLc) => Implementation::AwsLc,
+        Some(CipherCode::Vaes) => Implementation::Vaes,
+        Some(CipherCode::Portable) => Implementation::Portable,
+    };
+    if !available.contains(&wanted) {
+        return Err(Failure::Usage(format!(
+            "this processor cannot do --cipher {}, which needs AES, VAES, VPCLMULQDQ and AVX2: use --cipher auto, for \
+                 the fastest that it can, whatever the configuration says",
+            wanted.name()
+        )));
+    }
+    Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_processor_cannot_do_is_refused() {
+        let both = [Implementation::AwsLc, Implementation::Portable];
+        let Err(Failure::Usage(message)) = choose(Some(CipherCode::Vaes), &both) else { panic!("accepted") };
+        assert!(message.contains("--cipher vaes") && message.contains("--cipher auto"), "{message}");
+        assert_eq!(choose(Some(CipherCode::Portable), &both).unwrap(), Implementation::Portable);
+        let all = [&both[..], &[Implementation::Vaes]].concat();
+        assert_eq!(choose(Some(CipherCode::Vaes), &all).unwrap(), Implementation::Vaes);
+        for cipher in [None, Some(CipherCode::Auto)] {
+            assert_eq!(choose(cipher, &all).unwrap(), Implementation::fastest());
         }
-        Ok(wanted)
     }
 }
