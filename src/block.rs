@@ -4,7 +4,7 @@ mod lane;
 
 use std::io;
 
-pub use lane::{DEPTH, Direction, Event, Lane, Pages, Readiness, Transfer};
+pub use lane::{DEPTH, Direction, Event, Lane, Readiness, Transfer};
 
 /// A device of bytes that several connections use at once. Every method may be called from any thread.
 ///

@@ -19,6 +19,8 @@ pub mod geometry;
 mod hex;
 pub mod kms;
 pub mod nbd;
+#[allow(unsafe_code, reason = "two owners of the halves of one huge page")]
+pub mod pages;
 #[allow(unsafe_code, reason = "memory that the kernel reads and writes meanwhile")]
 pub mod ring;
 pub mod secret;

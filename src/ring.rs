@@ -303,7 +303,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::block::Pages;
+    use crate::pages::Pages;
 
     fn transfer(token: usize, direction: Direction, offset: u64, length: usize) -> Transfer {
         Transfer { token, direction, offset, length, pages: Pages::new(length) }

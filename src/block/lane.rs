@@ -4,46 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::{BlockError, Extents};
+use crate::pages::Pages;
 
 /// Most transfers of a lane that are under way at once; their tokens are below it.
 pub const DEPTH: usize = 128;
-/// Where [`Pages`] begin: at multiples of this, for which each has as many bytes more.
-const PAGE: usize = 4096;
-
-/// Memory that begins with a page, as I/O past the page cache wants it; wiped when it is given back.
-#[derive(Default)]
-pub struct Pages {
-    all: Zeroizing<Box<[u8]>>,
-    start: usize,
-}
-
-impl Pages {
-    /// `size` bytes, all zero.
-    pub fn new(size: usize) -> Self {
-        let all = Zeroizing::new(vec![0; size + PAGE].into_boxed_slice());
-        let start = all.as_ptr().align_offset(PAGE);
-        Self { all, start }
-    }
-
-    /// True for those of which no bytes were asked for, as by default.
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
-    /// The first `length` bytes, of which there are as many as it was made with.
-    pub fn first(&self, length: usize) -> &[u8] {
-        &self.all[self.start..][..length]
-    }
-
-    /// The same, to be changed.
-    pub fn first_mut(&mut self, length: usize) -> &mut [u8] {
-        &mut self.all[self.start..][..length]
-    }
-}
-
 /// Which way a [`Transfer`] goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {

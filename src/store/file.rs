@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Advice, FallocateFlags, FsWord, SeekFrom, fadvise, fallocate, fstatfs, seek};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -24,6 +25,8 @@ const MOST_PREFETCHED: u64 = 64 << 20;
 /// Bytes a call: more than a read-ahead window is ignored (Linux, mm/readahead.c, `force_page_cache_ra`), and this is
 /// the usual one.
 const WINDOW: u64 = 128 << 10;
+/// Bytes of a write through the page cache that takes long enough for others to sleep meanwhile.
+const LONG: usize = 128 << 10;
 /// `TMPFS_MAGIC` (statfs(2)): files that lie in memory, those of memfd_create(2) included.
 const IN_MEMORY: FsWord = 0x0102_1994;
 
@@ -36,6 +39,9 @@ pub struct FileStore {
     cannot_tell: AtomicBool,
     in_memory: bool,
     direct: Option<Direct>,
+    /// Held for a long write to a file through the page cache. The kernel lets one write at a time into a file, and who
+    /// waits for that spins, on a processor that clients need; who waits here sleeps.
+    writing: Option<Mutex<()>>,
     rings: Rings,
 }
 
@@ -48,7 +54,8 @@ impl FileStore {
         // In memory, there is nothing to pass by.
         let direct = if in_memory { None } else { Direct::of(&file) };
         let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { file, cannot_punch, cannot_tell, in_memory, direct, rings: Rings::default() }
+        let writing = (is_file && direct.is_none()).then(Mutex::default);
+        Self { file, cannot_punch, cannot_tell, in_memory, direct, writing, rings: Rings::default() }
     }
 
     /// Past the page cache from now on, in whole sectors of `sector` bytes. `path` is the file's.
@@ -58,7 +65,7 @@ impl FileStore {
     /// small for it.
     pub fn past_the_cache(self, path: &Path, sector: usize) -> Result<Self, StoreError> {
         let direct = Some(Direct::begin(&self.file, path, sector)?);
-        Ok(Self { direct, ..self })
+        Ok(Self { direct, writing: None, ..self })
     }
 
     /// The first byte from `at` on that is not in a hole; `end` if that is further.
@@ -184,7 +191,11 @@ impl Store for FileStore {
                 aligned.copy_from_slice(&data[at..at + aligned.len()]);
                 self.file.write_all_at(aligned, offset + at as u64)
             }),
-            _ => self.file.write_all_at(data, offset),
+            _ => {
+                let long = self.writing.as_ref().filter(|_| data.len() >= LONG);
+                let _turn = long.map(|writing| writing.lock().unwrap_or_else(PoisonError::into_inner));
+                self.file.write_all_at(data, offset)
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::block::Pages;
+use crate::pages::Pages;
 
 /// Bytes that move in one piece; the largest buffer.
 pub(super) const PIECE: usize = 1 << 20;
@@ -56,6 +56,8 @@ impl Allowance {
 /// The buffers of a connection.
 pub(super) struct Pool {
     allowance: Arc<Allowance>,
+    /// Large buffers are for a disk, past the page cache, which takes them in one piece.
+    in_one_piece: bool,
     shelf: Mutex<Shelf>,
     returned: Condvar,
 }
@@ -78,8 +80,9 @@ pub(super) struct Buffer<'a> {
 }
 
 impl Pool {
-    pub(super) fn new(allowance: Arc<Allowance>) -> Self {
-        Self { allowance, shelf: Mutex::default(), returned: Condvar::new() }
+    /// `in_one_piece`: large buffers are for a disk, past the page cache.
+    pub(super) fn new(allowance: Arc<Allowance>, in_one_piece: bool) -> Self {
+        Self { allowance, in_one_piece, shelf: Mutex::default(), returned: Condvar::new() }
     }
 
     /// `length` bytes, at most [`PIECE`]; waits until the connection may have as many.
@@ -94,7 +97,7 @@ impl Pool {
             }
             if self.charge(&mut shelf, SIZES[class]) {
                 drop(shelf);
-                break Pages::new(SIZES[class]);
+                break self.make(class);
             }
             if !self.drop_free(&mut shelf, 0) {
                 shelf.waiting = true;
@@ -115,7 +118,7 @@ impl Pool {
                 || self.drop_free(&mut shelf, 0) && self.charge(&mut shelf, SIZES[class]) =>
             {
                 drop(shelf);
-                Pages::new(SIZES[class])
+                self.make(class)
             }
             None => return None,
         };
@@ -131,6 +134,11 @@ impl Pool {
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.shelf().held
+    }
+
+    fn make(&self, class: usize) -> Pages {
+        let make = if self.in_one_piece { Pages::in_one_piece } else { Pages::new };
+        make(SIZES[class])
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -245,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_as_long_as_asked_for_and_is_used_again() {
-        let pool = Pool::new(Arc::default());
+        let pool = Pool::new(Arc::default(), true);
         for length in [0, 1, SMALL, SMALL + 1, PIECE] {
             assert_eq!(pool.borrow(length).len(), length);
         }
@@ -260,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_has_all_it_may_have_waits_for_its_own() {
-        let pool = Pool::new(Arc::default());
+        let pool = Pool::new(Arc::default(), true);
         let mut all: Vec<_> = (0..CONNECTION / PIECE).map(|_| pool.borrow(PIECE)).collect();
         let (sender, receiver) = mpsc::channel();
         std::thread::scope(|threads| {
@@ -275,8 +283,9 @@ mod tests {
     #[test]
     fn one_connection_gets_its_buffer_whatever_others_hold() {
         let allowance = Arc::new(Allowance::default());
-        let greedy: Vec<_> =
-            (0..SHARED / (CONNECTION - GUARANTEED) + 2).map(|_| Pool::new(allowance.clone())).collect();
+        let greedy: Vec<_> = (0..SHARED / (CONNECTION - GUARANTEED) + 2)
+            .map(|_| Pool::new(allowance.clone(), false))
+            .collect();
         let mut held = Vec::new();
         for pool in &greedy {
             for _ in 0..CONNECTION / PIECE {
@@ -289,7 +298,7 @@ mod tests {
             }
         }
         assert_eq!(left(&allowance), 0, "the shared bytes are gone");
-        let modest = Pool::new(allowance.clone());
+        let modest = Pool::new(allowance.clone(), false);
         for length in [SMALL, PIECE, SMALL + 1, 1, PIECE] {
             drop(modest.borrow(length));
         }
@@ -302,7 +311,7 @@ mod tests {
 
     #[test]
     fn memory_that_is_lent_and_never_returned_is_not_counted_any_more() {
-        let pool = Pool::new(Arc::default());
+        let pool = Pool::new(Arc::default(), true);
         let mut buffer = pool.borrow(SMALL);
         let pages = buffer.lend();
         buffer.take_back(pages);
@@ -318,7 +327,7 @@ mod tests {
             steps in prop::collection::vec((0..2_usize, 0..=PIECE, any::<bool>()), 1..80),
         ) {
             let allowance = Arc::new(Allowance::default());
-            let pools = [Pool::new(allowance.clone()), Pool::new(allowance.clone())];
+            let pools = [Pool::new(allowance.clone(), false), Pool::new(allowance.clone(), false)];
             let mut borrowed: [Vec<Buffer<'_>>; 2] = Default::default();
             for (which, length, give_back) in steps {
                 if give_back {

@@ -90,7 +90,7 @@ impl Connection {
             told,
             export,
             crew: Arc::new(Crew::new(receiver, steady)),
-            pool: Arc::new(Pool::new(overseer.allowance())),
+            pool: Arc::new(Pool::new(overseer.allowance(), waits)),
             overseer,
             pace: Pace::default(),
             draining: AtomicBool::new(false),

@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::buffers::{Buffer, MEDIUM};
 use super::link::Link;
 use super::patience::Patience;
-use crate::block::Pages;
+use crate::pages::Pages;
 
 /// Bytes read ahead: headers and the data of small writes come in with few system calls.
 pub(super) const READ_AHEAD: usize = MEDIUM;
@@ -370,7 +370,7 @@ mod tests {
         ) {
             let (mut incoming, theirs) = connected();
             let sent = numbered(used + taken + left);
-            let pool = Pool::new(Arc::new(Allowance::default()));
+            let pool = Pool::new(Arc::new(Allowance::default()), false);
             let mut memory = pool.borrow(READ_AHEAD);
             std::thread::scope(|threads| {
                 threads.spawn(|| (&theirs).write_all(&sent).unwrap());
