@@ -99,7 +99,8 @@ pub struct Features {
     pub read_only: bool,
     /// Smallest request in bytes that it serves without reading first; a power of two.
     pub preferred_block: u32,
-    /// Each read and write waits for a medium, so that none of them should wait for another one.
+    /// Each read and write waits for a medium, so that none of them should wait for another one, and memory is best
+    /// [in one piece](crate::pages::Pages::in_one_piece).
     pub always_waits: bool,
 }
 

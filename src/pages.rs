@@ -5,19 +5,19 @@
 //! for 1 MiB of ordinary pages, which is more than a virtual disk takes at once (254 in virtio-blk). In a huge page it
 //! is one. So large pieces come two from a huge page, where that is wanted and the kernel has one.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::alloc::{Layout, handle_alloc_error};
+use std::ptr::{NonNull, null_mut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::mm::{Advice, madvise};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use zeroize::{Zeroize, Zeroizing};
 
 /// Where memory begins: at multiples of this, for which each piece has as many bytes more.
 const PAGE: usize = 4096;
-/// Bytes of a huge page on x86-64, and on aarch64 with pages of 4 KiB. Elsewhere memory only begins with their multiple.
+/// Bytes of a huge page on x86-64, and on aarch64 with pages of 4 KiB. Elsewhere, memory is merely aligned to it.
 const HUGE: usize = 2 << 20;
-/// Bytes of what comes from a huge page.
-const HALF: usize = HUGE / 2;
+/// Bytes of a large piece: two come from a huge page.
+pub const HALF: usize = HUGE / 2;
 
 /// Memory that begins with a page; wiped when it is given back.
 pub struct Pages(Memory);
@@ -68,80 +68,82 @@ impl Pages {
     }
 }
 
-/// As many bytes as a huge page has, and where one may lie.
-#[repr(align(0x20_0000))]
-struct HugePage {
-    _bytes: [u8; HUGE],
-}
-
-/// The owner of these.
-struct Slab(NonNull<u8>);
-
-// SAFETY: the memory belongs to this value alone, and its two halves to one `Half` each.
-unsafe impl Send for Slab {}
-// SAFETY: as above; nothing is reached through `&Slab` but by a `Half`.
-unsafe impl Sync for Slab {}
-
-impl Slab {
-    const LAYOUT: Layout = Layout::new::<HugePage>();
-
-    fn new() -> Self {
-        // SAFETY: the layout has a size.
-        let start = NonNull::new(unsafe { alloc(Self::LAYOUT) });
-        let Some(start) = start else { handle_alloc_error(Self::LAYOUT) };
-        // SAFETY: the whole range was allocated above, and advice of this kind changes nothing that it holds. Nobody has
-        // touched it, so its pages are still to be made. Where it is refused they are ordinary ones.
-        let _ = unsafe { madvise(start.as_ptr().cast(), HUGE, Advice::LinuxHugepage) };
-        // SAFETY: these bytes were allocated above.
-        unsafe { start.as_ptr().write_bytes(0, HUGE) };
-        Self(start)
-    }
-}
-
-impl Drop for Slab {
-    fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout, and no half is left that would reach it.
-        unsafe { dealloc(self.0.as_ptr(), Self::LAYOUT) };
-    }
-}
-
-/// One half of a [`Slab`], and its only owner.
-struct Half {
-    slab: Arc<Slab>,
+/// A half of the huge page that begins there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    page: NonNull<u8>,
     is_second: bool,
 }
+
+// SAFETY: the memory has no ties to a thread, and each place has one owner: a `Half`, or what holds the spare ones.
+unsafe impl Send for Place {}
 
 /// Halves whose other half is in use; all zero.
-static SPARE: Mutex<Vec<Spare>> = Mutex::new(Vec::new());
+static SPARE: Mutex<Vec<Place>> = Mutex::new(Vec::new());
 
-/// A half that nobody uses. (It is not a [`Half`], which would come here again when it is dropped.)
-struct Spare {
-    slab: Arc<Slab>,
-    is_second: bool,
-}
-
-fn spare() -> MutexGuard<'static, Vec<Spare>> {
+fn spare() -> MutexGuard<'static, Vec<Place>> {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Place {
+    fn other(self) -> Self {
+        Self { is_second: !self.is_second, ..self }
+    }
+
+    /// Maps zeros for two halves, and returns the first.
+    fn map() -> Self {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, where there was none.
+        let mapped = unsafe { mmap_anonymous(null_mut(), 2 * HUGE, protection, MapFlags::PRIVATE) };
+        let Some(mapped) = mapped.ok().and_then(|mapped| NonNull::new(mapped.cast::<u8>())) else {
+            handle_alloc_error(Layout::new::<[u8; 2 * HUGE]>())
+        };
+        let before = mapped.align_offset(HUGE);
+        // SAFETY: the huge page lies within the mapping, `before` bytes from its start. What is unmapped is the rest of it,
+        // which nobody has seen, and advice of this kind changes nothing that memory holds.
+        unsafe {
+            let page = mapped.add(before);
+            if before > 0 {
+                let _ = munmap(mapped.as_ptr().cast(), before);
+            }
+            let _ = munmap(page.add(HUGE).as_ptr().cast(), HUGE - before);
+            // Where it is refused, pages are ordinary ones.
+            let _ = madvise(page.as_ptr().cast(), HUGE, Advice::LinuxHugepage);
+            Self { page, is_second: false }
+        }
+    }
+
+    /// Gives both halves back to the kernel.
+    ///
+    /// # Safety
+    /// Nobody owns the one or the other.
+    unsafe fn unmap(self) {
+        // SAFETY: `map` mapped these bytes, and nobody is left who would reach them.
+        let _ = unsafe { munmap(self.page.as_ptr().cast(), HUGE) };
+    }
+}
+
+/// One half of a huge page, and its only owner.
+struct Half(Place);
+
 impl Half {
     fn take() -> Self {
-        if let Some(Spare { slab, is_second }) = spare().pop() {
-            return Self { slab, is_second };
+        if let Some(place) = spare().pop() {
+            return Self(place);
         }
-        let slab = Arc::new(Slab::new());
-        spare().push(Spare { slab: slab.clone(), is_second: true });
-        Self { slab, is_second: false }
+        let first = Place::map();
+        spare().push(first.other());
+        Self(first)
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: both halves begin within the slab.
-        unsafe { self.slab.0.as_ptr().add(if self.is_second { HALF } else { 0 }) }
+        // SAFETY: both halves begin within the page.
+        unsafe { self.0.page.add(if self.0.is_second { HALF } else { 0 }).as_ptr() }
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: the slab lives as long as `self`, its bytes are initialised, and there is one `Half` or `Spare` for each
-        // half, so `&self` keeps writers away.
+        // SAFETY: these bytes are mapped for as long as `self` lives and have been zero from the start; `self` is their
+        // only owner, and `&self` keeps writers away.
         unsafe { std::slice::from_raw_parts(self.start(), HALF) }
     }
 
@@ -155,10 +157,14 @@ impl Drop for Half {
     fn drop(&mut self) {
         self.bytes_mut().zeroize();
         let mut spare = spare();
-        match spare.iter().position(|other| Arc::ptr_eq(&other.slab, &self.slab)) {
-            // Both halves are free, and so is the slab, once this one is gone as well.
-            Some(other) => drop(spare.swap_remove(other)),
-            None => spare.push(Spare { slab: self.slab.clone(), is_second: self.is_second }),
+        match spare.iter().position(|place| *place == self.0.other()) {
+            None => spare.push(self.0),
+            Some(other) => {
+                spare.swap_remove(other);
+                drop(spare);
+                // SAFETY: the other half was spare, and is no more; this one ends here.
+                unsafe { self.0.unmap() };
+            }
         }
     }
 }
@@ -180,41 +186,51 @@ mod tests {
         assert!(Pages::default().is_empty() && Pages::default().first(0).is_empty());
     }
 
+    /// As proc(5) tells it: `hg` among the flags of the mapping.
+    #[test]
+    fn the_kernel_is_asked_for_a_huge_page() {
+        let pages = Pages::in_one_piece(HALF);
+        let at = pages.first(1).as_ptr().addr();
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let holds = |line: &str| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            Some((number(start)?..number(end)?).contains(&at))
+        };
+        let mapping = smaps.lines().skip_while(|line| holds(line) != Some(true));
+        let flags = mapping.filter_map(|line| line.strip_prefix("VmFlags:")).next().unwrap();
+        let knows = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        assert_eq!(flags.split_whitespace().any(|flag| flag == "hg"), knows, "{flags}");
+    }
+
     /// Other tests take halves as well, so nothing is said of which halves are spare.
     #[test]
     fn halves_are_apart_wiped_and_used_again() {
-        let threads: Vec<_> = (0..4u8)
-            .map(|thread| {
-                std::thread::spawn(move || {
-                    let mut held = Vec::new();
-                    for round in 0..40usize {
-                        let mut pages = Pages::in_one_piece(HALF);
-                        assert!(pages.first(HALF).iter().all(|byte| *byte == 0));
-                        pages.first_mut(HALF).fill(thread + 1);
-                        held.push(pages);
-                        if round % 3 == 2 {
-                            held.swap_remove(round % held.len());
-                        }
-                        assert!(
-                            held.iter().all(|one| one.first(HALF).iter().all(|byte| *byte == thread + 1))
-                        );
-                        held.truncate(6);
-                    }
-                })
-            })
-            .collect();
+        let work = |thread: u8| {
+            let (zeros, own) = (vec![0; HALF], vec![thread; HALF]);
+            let mut held = Vec::new();
+            for round in 0..40usize {
+                let mut pages = Pages::in_one_piece(HALF);
+                assert!(pages.first(HALF) == zeros);
+                pages.first_mut(HALF).fill(thread);
+                held.push(pages);
+                if round % 3 == 2 {
+                    held.swap_remove(round % held.len());
+                }
+                assert!(held.iter().all(|one| one.first(HALF) == own));
+                held.truncate(6);
+            }
+        };
+        let threads: Vec<_> = (1..=4u8).map(|thread| std::thread::spawn(move || work(thread))).collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
+    /// No more than one of a page's halves is ever spare, so that spare ones take no more than those in use.
     #[test]
-    fn a_slab_goes_when_both_halves_have_gone() {
-        let pages = Pages::in_one_piece(HALF);
-        let Memory::Huge(half) = &pages.0 else { panic!("not from a slab") };
-        let slab = Arc::downgrade(&half.slab);
-        drop(pages);
-        // Another test may have taken the other half meanwhile, or the same one again.
-        while slab.upgrade().is_some() {
-            std::thread::yield_now();
-        }
+    fn two_spare_halves_of_a_page_go_back_to_the_kernel() {
+        let held: Vec<_> = (0..9).map(|_| Pages::in_one_piece(HALF)).collect();
+        drop(held);
+        let spare = spare();
+        assert!(spare.iter().all(|place| !spare.contains(&place.other())));
     }
 }

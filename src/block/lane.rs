@@ -9,6 +9,7 @@ use crate::pages::Pages;
 
 /// Most transfers of a lane that are under way at once; their tokens are below it.
 pub const DEPTH: usize = 128;
+
 /// Which way a [`Transfer`] goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {

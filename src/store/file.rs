@@ -26,7 +26,9 @@ const MOST_PREFETCHED: u64 = 64 << 20;
 /// the usual one.
 const WINDOW: u64 = 128 << 10;
 /// Bytes of a write through the page cache that takes long enough for others to sleep meanwhile.
-const LONG: usize = 128 << 10;
+const LONG: usize = 512 << 10;
+/// File systems that let one write at a time into a file, by statfs(2): tmpfs, ext2 to ext4, XFS, btrfs.
+const ONE_AT_A_TIME: [FsWord; 4] = [IN_MEMORY, 0xef53, 0x5846_5342, 0x9123_683e];
 /// `TMPFS_MAGIC` (statfs(2)): files that lie in memory, those of memfd_create(2) included.
 const IN_MEMORY: FsWord = 0x0102_1994;
 
@@ -39,8 +41,8 @@ pub struct FileStore {
     cannot_tell: AtomicBool,
     in_memory: bool,
     direct: Option<Direct>,
-    /// Held for a long write to a file through the page cache. The kernel lets one write at a time into a file, and who
-    /// waits for that spins, on a processor that clients need; who waits here sleeps.
+    /// Held for a long write to a file through the page cache, where the file system lets one at a time into a file: who
+    /// waits for that spins, on a processor that clients need, and who waits here sleeps.
     writing: Option<Mutex<()>>,
     rings: Rings,
 }
@@ -50,11 +52,13 @@ impl FileStore {
     pub fn new(file: File) -> Self {
         // Of a device's node, it would be told where the node is.
         let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        let in_memory = is_file && fstatfs(&file).is_ok_and(|system| system.f_type == IN_MEMORY);
+        let system = fstatfs(&file).ok().filter(|_| is_file).map(|system| system.f_type);
+        let in_memory = system == Some(IN_MEMORY);
         // In memory, there is nothing to pass by.
         let direct = if in_memory { None } else { Direct::of(&file) };
         let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
-        let writing = (is_file && direct.is_none()).then(Mutex::default);
+        let one_at_a_time = system.is_some_and(|system| ONE_AT_A_TIME.contains(&system));
+        let writing = (one_at_a_time && direct.is_none()).then(Mutex::default);
         Self { file, cannot_punch, cannot_tell, in_memory, direct, writing, rings: Rings::default() }
     }
 

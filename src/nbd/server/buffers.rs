@@ -14,10 +14,11 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::pages::Pages;
+use crate::pages::{self, Pages};
 
 /// Bytes that move in one piece; the largest buffer.
 pub(super) const PIECE: usize = 1 << 20;
+const _: () = assert!(PIECE == pages::HALF, "else it would not come from a huge page");
 /// The smallest buffer.
 pub(super) const SMALL: usize = 16 << 10;
 /// What is read ahead, and replies that leave together, have room in it.
