@@ -12,7 +12,7 @@ const PIECE: usize = 1 << 20;
 
 pub(super) fn measure(window: Window<'_>) -> Result<CopyFigure, BenchError> {
     // No zeros: those would be pages that are there only once they are written to.
-    let (from, mut to) = (vec![0xa5; LENGTH], vec![0x5a; LENGTH]);
+    let (from, mut to) = (vec![0xa5_u8; LENGTH], vec![0x5a_u8; LENGTH]);
     let mut start = 0;
     let rate = window.rate_of(&mut || {
         to[start..start + PIECE].copy_from_slice(&from[start..start + PIECE]);

@@ -306,6 +306,7 @@ fn open_volume(
     if size.bytes() > VolumeSize::ADVISED {
         tracing::warn!("the volume is over 1 TiB, the most that IEEE P1619 advises to encrypt under one key");
     }
+    tracing::debug!(cipher = specification.implementation.name(), "the volume is keyed");
     let cipher = specification.implementation.cipher(key, sector);
     EncryptedVolume::new(Box::new(store), cipher, size, specification.options)
 }

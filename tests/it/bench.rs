@@ -100,6 +100,22 @@ fn the_table_has_every_row() {
     assert!(entries(&lab.path("run")).is_empty(), "no socket has a name");
 }
 
+/// The most memory that it ever had of its own is what the documents say, and the volumes' less.
+#[test]
+fn it_takes_no_more_memory_than_it_says() {
+    let lab = Lab::new();
+    let mut command = lab.sealblk(["bench", "--seconds", "2", "--json"]);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix(" kB"));
+        most = most.max(own.map_or(0, |own| own.trim().parse::<u64>().unwrap()));
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!((100 << 10..200 << 10).contains(&most), "{most} KiB");
+}
+
 #[test]
 fn times_without_sense_are_refused() {
     let lab = Lab::new();

@@ -139,7 +139,7 @@ impl Case {
                 let volume = self.volume(&Arc::new(LoggedDisk::holding(left, self.at_once)));
                 let mut data = vec![0; self.size as usize];
                 volume.read(0, &mut data, &mut Extents::default()).unwrap();
-                history.check(cut, &data)?;
+                history.check(cut, &data, |step| disk.tears(cut, step))?;
             }
         }
         Ok(())

@@ -7,6 +7,8 @@ use sealblk::block::Extents;
 use sealblk::geometry::ByteRange;
 use sealblk::store::Store;
 
+use super::history::Step;
+
 /// A disk with a log of what it was told.
 pub(super) trait Disk {
     /// Entries in the log.
@@ -14,6 +16,11 @@ pub(super) trait Disk {
 
     /// As the volume has it.
     fn store(self: &Arc<Self>) -> Box<dyn Store>;
+
+    /// True if the write of `step` may have been caught halfway in what is left after a cut.
+    fn tears(&self, _cut: usize, _step: &Step) -> bool {
+        false
+    }
 
     /// What is on the disk if the power is cut after `cut` entries: everything before the last flush among them, and
     /// of what came after, those sectors that `keeps` is true for.

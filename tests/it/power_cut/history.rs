@@ -78,7 +78,13 @@ impl History {
 
     /// Fails unless `data` may be what is left after a cut at that entry of the log: every byte as it was at the last
     /// flush that was answered before, or as a later request made it, and no older than one with FUA that was answered.
-    pub(super) fn check(&self, cut: usize, data: &[u8]) -> Result<(), String> {
+    /// Sectors of steps that `is_torn` is true for may hold anything.
+    pub(super) fn check(
+        &self,
+        cut: usize,
+        data: &[u8],
+        is_torn: impl Fn(&Step) -> bool,
+    ) -> Result<(), String> {
         let promised = self
             .steps
             .iter()
@@ -91,8 +97,13 @@ impl History {
         let mut latest = flushed.clone();
         self.apply(after, &mut latest);
         let sector = self.sector as usize;
+        let torn: Vec<&Step> = self.steps.iter().filter(|step| is_torn(step)).collect();
         for start in (0..self.size).step_by(sector) {
             let part = start..start + sector;
+            let whole = Step { offset: start as u64, length: self.sector, ..Step::default() };
+            if torn.iter().any(|step| step.overlaps(&whole, self.sector)) {
+                continue;
+            }
             if data[part.clone()] != latest[part.clone()] {
                 for at in part {
                     self.check_byte(cut, at, data[at], flushed[at], after)?;

@@ -12,6 +12,8 @@ use sealblk::ring::{Ring, Rings};
 use sealblk::store::Store;
 
 use super::disk::Disk;
+use super::history::Step;
+use crate::raw::{FLUSH, FUA};
 
 /// What it holds is looked at whenever it is flushed, and that is its log: an entry where a flush begins, and one
 /// where it has ended.
@@ -46,6 +48,17 @@ impl Disk for RingDisk {
 
     fn store(self: &Arc<Self>) -> Box<dyn Store> {
         Box::new(Flushed(self.clone()))
+    }
+
+    /// A look at the file while it is written to may find half of a sector as it was. Of steps under way, that is, and
+    /// not of one that flushes for itself: its data was there before it looked.
+    fn tears(&self, cut: usize, step: &Step) -> bool {
+        let looks = (cut / 2 * 2..=cut.next_multiple_of(2)).step_by(2);
+        let flushes = step.flags & FUA != 0;
+        looks.into_iter().any(|look| {
+            step.begun < look
+                && (step.ended > look || step.ended == look && !flushes && step.command != FLUSH)
+        })
     }
 
     fn after_a_cut(&self, cut: usize, sector: usize, mut keeps: impl FnMut(usize) -> bool) -> Vec<u8> {
@@ -96,9 +109,11 @@ impl Store for Flushed {
     }
 
     fn flush(&self) -> io::Result<()> {
+        // Of two flushes at once, the one that has looked earlier must not be entered later.
+        let mut flushed = self.0.flushed.lock().unwrap();
         let mut all = vec![0; self.0.size];
         self.0.file.read_exact_at(&mut all, 0)?;
-        self.0.flushed.lock().unwrap().push(all);
+        flushed.push(all);
         Ok(())
     }
 }
