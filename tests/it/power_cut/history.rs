@@ -58,11 +58,11 @@ impl History {
         self.steps.push(step);
     }
 
-    /// The writes of whole sectors without FUA: where, and how many bytes.
-    pub(super) fn plain_writes(&self) -> impl Iterator<Item = (u64, u64)> {
+    /// The writes of whole sectors without FUA.
+    pub(super) fn plain_writes(&self) -> impl Iterator<Item = &Step> {
         let is_plain = |step: &&Step| step.flags == 0 && !step.data.is_empty();
-        let is_whole = |(offset, length): &(u64, u64)| (offset | length) % self.sector == 0;
-        self.steps.iter().filter(is_plain).map(|step| (step.offset, step.length)).filter(is_whole)
+        let is_whole = |step: &&Step| (step.offset | step.length) % self.sector == 0;
+        self.steps.iter().filter(is_plain).filter(is_whole)
     }
 
     fn apply(&self, steps: &[Step], bytes: &mut [u8]) {

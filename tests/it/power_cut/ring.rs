@@ -23,8 +23,8 @@ pub(super) struct RingDisk {
     rings: Rings,
     /// What was flushed, from what was there at first.
     flushed: Mutex<Vec<Vec<u8>>>,
-    /// Offsets and lengths of the writes that a thread has waited for.
-    waited_for: Mutex<HashSet<(u64, u64)>>,
+    /// What was written by threads that waited for that, and where.
+    waited_for: Mutex<HashSet<(u64, Vec<u8>)>>,
 }
 
 impl RingDisk {
@@ -35,9 +35,9 @@ impl RingDisk {
         Self { file, size, rings: Rings::default(), flushed, waited_for: Mutex::default() }
     }
 
-    /// Whether a write of these bytes went by a ring, and by no other way.
-    pub(super) fn has_not_waited_for(&self, offset: u64, length: u64) -> bool {
-        !self.waited_for.lock().unwrap().contains(&(offset, length))
+    /// Whether these bytes, which have been written, went by a ring.
+    pub(super) fn has_not_waited_for(&self, offset: u64, enciphered: Vec<u8>) -> bool {
+        !self.waited_for.lock().unwrap().contains(&(offset, enciphered))
     }
 }
 
@@ -96,7 +96,7 @@ impl Store for Flushed {
     fn prefetch(&self, _: ByteRange) {}
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.waited_for.lock().unwrap().insert((offset, data.len() as u64));
+        self.0.waited_for.lock().unwrap().insert((offset, data.to_vec()));
         self.0.file.write_all_at(data, offset)
     }
 
