@@ -93,6 +93,8 @@ pub(super) struct Incoming {
     unused: Range<usize>,
     pause: Option<Arc<Pause>>,
     patience: Patience,
+    /// The same for what is left of data of more than [`LARGE`]: a socket holds less, and the client is about to send on.
+    rest: Patience,
     /// Bytes that are read ahead just now.
     window: usize,
 }
@@ -103,8 +105,9 @@ impl Incoming {
     /// waits for the rest of a record does not look at the pause.
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
-        let (ahead, patience) = (Pages::new(READ_AHEAD), Patience::new(link.plain().is_some()));
-        Self { link, ahead, unused: 0..0, pause, patience, window: READ_AHEAD }
+        let ahead = Pages::new(READ_AHEAD);
+        let [patience, rest] = [(); 2].map(|()| Patience::new(link.plain().is_some()));
+        Self { link, ahead, unused: 0..0, pause, patience, rest, window: READ_AHEAD }
     }
 
     /// Waits where a request may begin.
@@ -119,14 +122,10 @@ impl Incoming {
                 return Ok(Next::Pause);
             }
             Some(_) => retry(|| (&**link).read(ahead))?,
-            None => patience.wait(|sleeps| {
-                let read = if sleeps { (&**link).read(ahead) } else { link.receive_now(ahead) };
-                match read {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock && !sleeps => Ok(None),
-                    other => other.map(Some),
-                }
-            })?,
+            None => {
+                let slices = &mut [IoSliceMut::new(ahead)];
+                patience.wait(|sleeps| receive(link, slices, sleeps))?
+            }
         };
         self.unused = 0..length;
         Ok(if length == 0 { Next::End } else { Next::Request })
@@ -236,17 +235,19 @@ impl Incoming {
         let (now, mut missing) = bytes.split_at_mut(here);
         now.copy_from_slice(self.at_here(here));
         self.use_here(here);
+        let whole = here + missing.len();
         if !missing.is_empty() {
-            self.follow(here + missing.len());
+            self.follow(whole);
         }
         while !missing.is_empty() {
-            let length = if self.is_pausing() {
-                retry(|| (&*self.link).read(missing))?
+            // What follows comes in with the same call, as far as it is there.
+            let window = if self.is_pausing() { 0 } else { self.window };
+            let slices = &mut [IoSliceMut::new(missing), IoSliceMut::new(self.ahead.first_mut(window))];
+            let link = &self.link;
+            let length = if whole > LARGE {
+                self.rest.wait(|sleeps| receive(link, slices, sleeps))?
             } else {
-                // What follows comes in with the same call, as far as it is there.
-                let slices =
-                    &mut [IoSliceMut::new(missing), IoSliceMut::new(self.ahead.first_mut(self.window))];
-                retry(|| (&*self.link).read_vectored(slices))?
+                retry(|| (&**link).read_vectored(slices))?
             };
             let (now, beyond) = (length.min(missing.len()), length.saturating_sub(missing.len()));
             if length == 0 {
@@ -256,6 +257,17 @@ impl Incoming {
             self.unused = 0..beyond;
         }
         Ok(())
+    }
+}
+
+/// What has come, waited for with `sleeps`; `None` if nothing has.
+fn receive(link: &Link, slices: &mut [IoSliceMut<'_>], sleeps: bool) -> io::Result<Option<usize>> {
+    let mut link = link;
+    let received = if sleeps { link.read_vectored(slices) } else { link.receive_now(slices) };
+    match received {
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
+        Err(error) if error.kind() == ErrorKind::WouldBlock && !sleeps => Ok(None),
+        other => other.map(Some),
     }
 }
 
@@ -318,6 +330,30 @@ mod tests {
             taken.resize(sent.len(), 0);
             incoming.take(&mut taken[start..]).unwrap();
             assert!(taken == sent);
+        });
+    }
+
+    #[test]
+    fn what_is_left_of_large_data_is_the_same_to_who_looks_out_for_it() {
+        let (incoming, theirs) = connected();
+        let sent = numbered(8 << 20);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                for (number, part) in sent.chunks(50_001).enumerate() {
+                    (&theirs).write_all(part).unwrap();
+                    if number % 4 == 0 {
+                        // Longer than anybody is looked out for.
+                        std::thread::sleep(std::time::Duration::from_micros(200));
+                    }
+                }
+            });
+            let mut incoming = incoming;
+            for whole in sent.chunks(1 << 20) {
+                let mut taken = vec![0; whole.len()];
+                incoming.rest = Patience::proven();
+                incoming.take(&mut taken).unwrap();
+                assert!(taken == whole);
+            }
         });
     }
 

@@ -43,9 +43,9 @@ impl Link {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if nothing is there.
-    pub(super) fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn receive_now(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.receive_now(&mut [IoSliceMut::new(buffer)]),
+            Self::Plain(socket) => socket.receive_now(slices),
             Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }

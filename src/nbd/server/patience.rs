@@ -4,6 +4,9 @@
 //! asleep and to be woken takes longer than that. So whoever has come back soon several times is expected to do it again,
 //! and looked out for; once in vain, and it has to come back soon several times more. A client that lets longer pass
 //! between its requests, and one that is gone, cost nothing. And never are all processors busy with looking out.
+//!
+//! The rest of a large request is waited for in the same way, and for the same reason: a Unix socket holds a fifth of
+//! 1 MiB, so that both sides would fall asleep and be woken again for every fifth.
 
 use std::io;
 use std::num::NonZero;
@@ -44,6 +47,12 @@ impl Patience {
     /// Of a client that nothing is known of.
     pub(super) fn new(can_look: bool) -> Self {
         Self { unproven: PROOF, lookouts: can_look.then(lookouts) }
+    }
+
+    /// Of one who has come back soon as often as it takes.
+    #[cfg(test)]
+    pub(super) fn proven() -> Self {
+        Self { unproven: 0, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(1)))) }
     }
 
     /// Waits by `look`, which looks whether it has come, or sleeps until it has: `look(true)` sleeps.

@@ -61,7 +61,7 @@ impl History {
     /// The writes of whole sectors without FUA.
     pub(super) fn plain_writes(&self) -> impl Iterator<Item = &Step> {
         let is_plain = |step: &&Step| step.flags == 0 && !step.data.is_empty();
-        let is_whole = |step: &&Step| (step.offset | step.length) % self.sector == 0;
+        let is_whole = |step: &&Step| (step.offset | step.length).is_multiple_of(self.sector);
         self.steps.iter().filter(is_plain).filter(is_whole)
     }
 
