@@ -347,13 +347,15 @@ mod tests {
                     }
                 }
             });
-            let mut incoming = incoming;
+            let (mut incoming, mut in_vain) = (incoming, 0);
             for whole in sent.chunks(1 << 20) {
                 let mut taken = vec![0; whole.len()];
                 incoming.rest = Patience::proven();
                 incoming.take(&mut taken).unwrap();
                 assert!(taken == whole);
+                in_vain += usize::from(!incoming.rest.is_proven());
             }
+            assert!(in_vain > 0, "nobody has looked out");
         });
     }
 

@@ -55,6 +55,12 @@ impl Patience {
         Self { unproven: 0, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(1)))) }
     }
 
+    /// Whether the next one is looked out for.
+    #[cfg(test)]
+    pub(super) fn is_proven(&self) -> bool {
+        self.unproven == 0
+    }
+
     /// Waits by `look`, which looks whether it has come, or sleeps until it has: `look(true)` sleeps.
     ///
     /// # Errors

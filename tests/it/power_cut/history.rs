@@ -58,9 +58,9 @@ impl History {
         self.steps.push(step);
     }
 
-    /// The writes of whole sectors without FUA.
-    pub(super) fn plain_writes(&self) -> impl Iterator<Item = &Step> {
-        let is_plain = |step: &&Step| step.flags == 0 && !step.data.is_empty();
+    /// The writes of whole sectors with these flags.
+    pub(super) fn whole_writes(&self, flags: u16) -> impl Iterator<Item = &Step> {
+        let is_plain = move |step: &&Step| step.flags == flags && !step.data.is_empty();
         let is_whole = |step: &&Step| (step.offset | step.length).is_multiple_of(self.sector);
         self.steps.iter().filter(is_plain).filter(is_whole)
     }
