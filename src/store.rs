@@ -15,6 +15,7 @@ pub use file::FileStore;
 
 use crate::block::Extents;
 use crate::geometry::ByteRange;
+use crate::mapping::Window;
 use crate::ring::Ring;
 
 /// Ciphertext at offsets. All ranges lie inside the store; the volume sees to that.
@@ -39,6 +40,13 @@ pub trait Store: Send + Sync {
 
     /// True if [`Store::write`] never waits for a medium.
     fn writes_at_once(&self) -> bool {
+        false
+    }
+
+    /// Does `work` on the bytes of `range` where they lie in memory, instead of [`Store::read`] or [`Store::write`]:
+    /// false if it cannot, or if it turns out that it was done on other memory.
+    fn in_place(&self, range: ByteRange, work: &mut dyn FnMut(&Window)) -> bool {
+        let _ = (range, work);
         false
     }
 

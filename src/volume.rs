@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::holes::{is_hole, whole_sectors};
 use self::lane::VolumeLane;
-use self::ranges::{REGION, Ranges, Use};
+use self::ranges::{Hold, REGION, Ranges, Use};
 use self::scratch::Scratch;
 use crate::block::{BlockDevice, BlockError, Extents, Features, Lane, Zeroes};
 use crate::geometry::{ByteRange, SectorSize, Split, VolumeSize};
@@ -179,10 +179,47 @@ impl EncryptedVolume {
         for piece in body.pieces(REGION) {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
-            let reading = self.ranges.hold(piece, Use::Read);
-            self.store.read(piece.start(), now)?;
-            drop(reading);
-            self.decipher(piece.start(), now, extents);
+            self.load(self.ranges.hold(piece, Use::Read), piece, now, extents)?;
+        }
+        Ok(())
+    }
+
+    /// Reads whole sectors that are held.
+    fn load(
+        &self,
+        reading: Hold,
+        held: ByteRange,
+        data: &mut [u8],
+        extents: &mut Extents,
+    ) -> Result<(), BlockError> {
+        if self.load_in_place(held, data) {
+            extents.push(held.length(), false);
+            return Ok(());
+        }
+        self.store.read(held.start(), data)?;
+        drop(reading);
+        self.decipher(held.start(), data, extents);
+        Ok(())
+    }
+
+    /// The same, where they lie in memory and are no holes; false if they do not, or may be.
+    fn load_in_place(&self, held: ByteRange, data: &mut [u8]) -> bool {
+        let mut may_have_holes = false;
+        let was_there = self.store.in_place(held, &mut |source| {
+            may_have_holes = source.has_zeros_each(self.sector.bytes());
+            if !may_have_holes {
+                self.cipher.decrypt_from(self.sector.number(held.start()), source, data);
+            }
+        });
+        was_there && !may_have_holes
+    }
+
+    /// Writes whole sectors that are held; leaves unspecified bytes in `data`.
+    fn keep(&self, held: ByteRange, data: &mut [u8]) -> Result<(), BlockError> {
+        let first = self.sector.number(held.start());
+        if !self.store.in_place(held, &mut |target| self.cipher.encrypt_into(first, data, target)) {
+            self.cipher.encrypt(first, data);
+            self.store.write(held.start(), data)?;
         }
         Ok(())
     }
@@ -225,14 +262,13 @@ impl EncryptedVolume {
         Ok(self.store.write(scratch.offset, scratch.sector())?)
     }
 
-    /// Writes whole sectors, enciphering them in place.
+    /// Writes whole sectors.
     fn write_sectors(&self, body: ByteRange, mut data: &mut [u8]) -> Result<(), BlockError> {
         for piece in body.pieces(REGION) {
             let (now, later) = data.split_at_mut(bytes(piece));
             data = later;
-            self.cipher.encrypt(self.sector.number(piece.start()), now);
             let _writing = self.ranges.hold(piece, Use::Write);
-            self.store.write(piece.start(), now)?;
+            self.keep(piece, now)?;
         }
         Ok(())
     }
@@ -280,6 +316,10 @@ impl BlockDevice for EncryptedVolume {
     fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
         let Some(range) = self.whole(offset, buffer.len()) else { return Ok(false) };
         let Some(reading) = self.ranges.hold_now(range, Use::Read) else { return Ok(false) };
+        if self.load_in_place(range, buffer) {
+            extents.push(range.length(), false);
+            return Ok(true);
+        }
         if !self.store.read_now(offset, buffer)? {
             return Ok(false);
         }
@@ -292,8 +332,7 @@ impl BlockDevice for EncryptedVolume {
         let is_quick = self.store.writes_at_once() && !self.is_frozen();
         let Some(range) = self.whole(offset, data.len()).filter(|_| is_quick) else { return Ok(false) };
         let Some(_writing) = self.ranges.hold_now(range, Use::Write) else { return Ok(false) };
-        self.cipher.encrypt(self.sector.number(offset), data);
-        self.store.write(offset, data)?;
+        self.keep(range, data)?;
         self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
         Ok(true)
     }

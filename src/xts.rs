@@ -13,7 +13,10 @@ mod stack;
 #[allow(unsafe_code, reason = "instructions that not every processor has, and loads of vectors from bytes")]
 mod vaes;
 
+use zeroize::Zeroizing;
+
 use crate::geometry::SectorSize;
+use crate::mapping::Window;
 use crate::secret::DataKey;
 
 /// Enciphers and deciphers sectors. Holds the expanded keys, which are wiped when it is dropped.
@@ -29,6 +32,32 @@ pub trait SectorCipher: Send + Sync {
     /// # Panics
     /// If `data` is not a whole number of sectors.
     fn decrypt(&self, first: u64, data: &mut [u8]);
+
+    /// Enciphers `data`, which stays as it is, into `target`, which is as long: whole sectors, the first with number
+    /// `first`.
+    ///
+    /// # Panics
+    /// If `data` is not a whole number of sectors, or `target` not as long.
+    fn encrypt_into(&self, first: u64, data: &[u8], target: &Window) {
+        assert_eq!(data.len(), target.len());
+        let size = self.sector_size().bytes();
+        let mut scratch = Zeroizing::new([0; SectorSize::B4096.bytes()]);
+        for (number, sector) in (first..).zip(data.chunks(size)) {
+            scratch[..sector.len()].copy_from_slice(sector);
+            self.encrypt(number, &mut scratch[..sector.len()]);
+            let before = usize::try_from(number - first).unwrap_or(usize::MAX);
+            target.write(before.saturating_mul(size), &scratch[..sector.len()]);
+        }
+    }
+
+    /// Deciphers `source` into `data`, which is as long: whole sectors, the first with number `first`.
+    ///
+    /// # Panics
+    /// If `data` is not a whole number of sectors, or `source` not as long.
+    fn decrypt_from(&self, first: u64, source: &Window, data: &mut [u8]) {
+        source.read(data);
+        self.decrypt(first, data);
+    }
 
     /// The sector size it was made for.
     fn sector_size(&self) -> SectorSize;

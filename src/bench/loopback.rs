@@ -16,6 +16,7 @@ use super::window::Window;
 use super::{BenchError, LoopbackFigure};
 use crate::block::BlockDevice;
 use crate::geometry::{SectorSize, VolumeSize};
+use crate::mapping;
 use crate::nbd::server::{Export, Exports, Limits, Listener, Resumed, Served, Signal, Terms, serve};
 use crate::store::Backing;
 use crate::volume::{EncryptedVolume, Options};
@@ -55,6 +56,10 @@ impl SectorCipher for NoCipher {
     fn encrypt(&self, _: u64, _: &mut [u8]) {}
 
     fn decrypt(&self, _: u64, _: &mut [u8]) {}
+
+    fn encrypt_into(&self, _: u64, data: &[u8], target: &mapping::Window) {
+        target.write(0, data);
+    }
 
     fn sector_size(&self) -> SectorSize {
         SECTOR

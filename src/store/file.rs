@@ -1,6 +1,7 @@
 //! [`Store`] over a file descriptor.
 
 mod direct;
+mod present;
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -14,10 +15,12 @@ use rustix::fs::{Advice, FallocateFlags, FsWord, SeekFrom, fadvise, fallocate, f
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use self::direct::Direct;
+use self::present::{PIECE, Present};
 use super::Store;
 use super::error::StoreError;
 use crate::block::Extents;
 use crate::geometry::ByteRange;
+use crate::mapping::Window;
 use crate::ring::{Ring, Rings};
 
 /// Most bytes that one hint fetches: a READ is no longer.
@@ -40,6 +43,8 @@ pub struct FileStore {
     /// Set by the first attempt to read without waiting that it refuses.
     cannot_tell: AtomicBool,
     in_memory: bool,
+    /// Where it lies in memory and is mapped.
+    present: Option<Present>,
     direct: Option<Direct>,
     /// Held for a long write to a file through the page cache, where the file system lets one at a time into a file: who
     /// waits for that spins, on a processor that clients need, and who waits here sleeps.
@@ -56,10 +61,11 @@ impl FileStore {
         let in_memory = system == Some(IN_MEMORY);
         // In memory, there is nothing to pass by.
         let direct = if in_memory { None } else { Direct::of(&file) };
+        let present = in_memory.then(|| Present::of(&file)).flatten();
         let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
         let one_at_a_time = system.is_some_and(|system| ONE_AT_A_TIME.contains(&system));
         let writing = (one_at_a_time && direct.is_none()).then(Mutex::default);
-        Self { file, cannot_punch, cannot_tell, in_memory, direct, writing, rings: Rings::default() }
+        Self { file, cannot_punch, cannot_tell, in_memory, present, direct, writing, rings: Rings::default() }
     }
 
     /// Past the page cache from now on, in whole sectors of `sector` bytes. `path` is the file's.
@@ -69,7 +75,7 @@ impl FileStore {
     /// small for it.
     pub fn past_the_cache(self, path: &Path, sector: usize) -> Result<Self, StoreError> {
         let direct = Some(Direct::begin(&self.file, path, sector)?);
-        Ok(Self { direct, writing: None, ..self })
+        Ok(Self { direct, writing: None, present: None, ..self })
     }
 
     /// The first byte from `at` on that is not in a hole; `end` if that is further.
@@ -99,6 +105,18 @@ impl FileStore {
         }
     }
 
+    /// Notes what of the bytes that were read is there, if that is of use.
+    fn note_present(&self, offset: u64, length: usize) {
+        let Some(present) = &self.present else { return };
+        let range = ByteRange::within(offset, length as u64, u64::MAX).unwrap_or(ByteRange::EMPTY);
+        if range.length() >= PIECE
+            && let Ok(hole) = self.next_hole(offset, range.end())
+            && let Some(found) = ByteRange::within(offset, hole.saturating_sub(offset), range.end())
+        {
+            present.found(found);
+        }
+    }
+
     /// All-zero ciphertext is a hole by definition, so zeros written do the same as a hole punched.
     fn write_zeros(&self, range: ByteRange) -> io::Result<()> {
         const STEP: usize = 64 * 1024;
@@ -118,7 +136,11 @@ impl Store for FileStore {
                 buffer[at..at + aligned.len()].copy_from_slice(aligned);
                 Ok(())
             }),
-            _ => self.file.read_exact_at(buffer, offset),
+            _ => {
+                self.file.read_exact_at(buffer, offset)?;
+                self.note_present(offset, buffer.len());
+                Ok(())
+            }
         }
     }
 
@@ -151,6 +173,10 @@ impl Store for FileStore {
 
     fn writes_at_once(&self) -> bool {
         self.in_memory
+    }
+
+    fn in_place(&self, range: ByteRange, work: &mut dyn FnMut(&Window)) -> bool {
+        self.present.as_ref().is_some_and(|present| present.reach(range, work))
     }
 
     fn ring(&self) -> Option<Ring<'_>> {
@@ -198,7 +224,13 @@ impl Store for FileStore {
             _ => {
                 let long = self.writing.as_ref().filter(|_| data.len() >= LONG);
                 let _turn = long.map(|writing| writing.lock().unwrap_or_else(PoisonError::into_inner));
-                self.file.write_all_at(data, offset)
+                self.file.write_all_at(data, offset)?;
+                if let Some(present) = &self.present
+                    && let Some(written) = ByteRange::within(offset, data.len() as u64, u64::MAX)
+                {
+                    present.found(written);
+                }
+                Ok(())
             }
         }
     }
@@ -206,6 +238,9 @@ impl Store for FileStore {
     fn discard(&self, range: ByteRange) -> io::Result<()> {
         if range.is_empty() {
             return Ok(());
+        }
+        if let Some(present) = &self.present {
+            present.forget(range);
         }
         if self.discards_quickly() {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -325,6 +360,65 @@ mod tests {
         assert_eq!(&data, b"data");
         assert_eq!(store.read_now(1, &mut data).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(!FileStore::new(File::open("/dev/zero").unwrap()).writes_at_once());
+    }
+
+    /// As many bytes as [`PIECE`].
+    const LENGTH: usize = 32 << 10;
+
+    /// What work on a range in place sees, if it is done.
+    fn there(store: &FileStore, range: ByteRange) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(range.length()).unwrap()];
+        store.in_place(range, &mut |window| window.read(&mut bytes)).then_some(bytes)
+    }
+
+    #[test]
+    fn what_is_known_to_be_there_is_used_in_place_and_a_hole_is_not() {
+        let [disk, memory] = stores();
+        disk.write(0, &[7; 1 << 20]).unwrap();
+        // Of a temporary directory that lies in memory, it is.
+        assert_eq!(there(&disk, range(0, 1 << 20)).is_some(), disk.in_memory);
+        let piece = PIECE;
+        assert_eq!(there(&memory, range(0, piece)), None);
+        memory.write(piece, &vec![7; 3 * LENGTH]).unwrap();
+        let taken = space_taken(&memory);
+        assert_eq!(there(&memory, range(piece + 4096, piece)), Some(vec![7; LENGTH]));
+        for (start, length) in [(0, piece), (piece - 4096, piece), (4 * piece - 4096, piece), (piece, 4096)] {
+            assert_eq!(there(&memory, range(start, length)), None, "{start}");
+        }
+        memory.discard(range(2 * piece, 4096)).unwrap();
+        assert_eq!(there(&memory, range(2 * piece, piece)), None);
+        assert_eq!(space_taken(&memory), taken - 4096, "a hole was not touched");
+    }
+
+    /// A durable volume's, and a predecessor's, of which nothing is known at first.
+    #[test]
+    fn what_was_there_before_is_found_by_reading_it() {
+        let [_, memory] = stores();
+        memory.write(PIECE, &vec![7; 2 * LENGTH]).unwrap();
+        let again = FileStore::new(memory.file.try_clone().unwrap());
+        assert_eq!(there(&again, range(PIECE, PIECE)), None);
+        again.read(0, &mut vec![0; 4 * LENGTH]).unwrap();
+        assert_eq!(there(&again, range(PIECE, PIECE)), None, "it began with a hole");
+        again.read(PIECE, &mut vec![0; 3 * LENGTH]).unwrap();
+        assert_eq!(there(&again, range(PIECE, 2 * PIECE)), Some(vec![7; 2 * LENGTH]));
+        assert_eq!(there(&again, range(2 * PIECE, 2 * PIECE)), None);
+    }
+
+    #[test]
+    fn of_a_file_that_was_cut_short_reads_and_writes_tell() {
+        let [_, memory] = stores();
+        memory.write(0, &vec![7; 4 * LENGTH]).unwrap();
+        memory.file.set_len(PIECE).unwrap();
+        assert!(there(&memory, range(0, PIECE)).is_some());
+        assert_eq!(there(&memory, range(PIECE, PIECE)), None);
+        assert_eq!(there(&memory, range(0, PIECE)), None, "from then on");
+        let mut data = vec![0; LENGTH];
+        assert_eq!(memory.read(PIECE, &mut data).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        memory.read(0, &mut data).unwrap();
+        assert!(data.iter().all(|byte| *byte == 7));
+        memory.write(PIECE, &vec![8; LENGTH]).unwrap();
+        memory.read(PIECE, &mut data).unwrap();
+        assert!(data.iter().all(|byte| *byte == 8));
     }
 
     fn space_taken(store: &FileStore) -> u64 {

@@ -255,3 +255,38 @@ fn long_requests_end_when_the_volume_is_stopped() {
     }
     assert!(matches!(volume.trim(0, SIZE as u64, false), Err(BlockError::Stopped)));
 }
+
+/// In memory, and with requests long enough to be served where the file lies: the file is cut short, as anybody may do
+/// who can write to it, while requests are served.
+#[test]
+fn a_file_in_memory_that_is_cut_short_costs_what_was_cut_and_nothing_else() {
+    let file =
+        std::fs::File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(SIZE as u64).unwrap();
+    let store = crate::store::FileStore::new(file.try_clone().unwrap());
+    let volume = volume_over(Box::new(store), SectorSize::B4096, true);
+    let plain = pattern(5, SIZE);
+    let half = SIZE / 2;
+    let read = |start: usize, length: usize| {
+        let mut data = vec![0; length];
+        volume.read(start as u64, &mut data, &mut Extents::default()).map(|()| data)
+    };
+    for _ in 0..2 {
+        volume.write(0, &mut plain.clone(), false).unwrap();
+        assert!(read(0, SIZE).unwrap() == plain);
+    }
+    file.set_len(half as u64).unwrap();
+    assert!(matches!(read(half, half), Err(BlockError::Io(_))));
+    assert!(read(0, half).unwrap() == plain[..half]);
+    // A write makes the file longer again, as it would be without all this.
+    volume.write(half as u64, &mut plain[half..].to_vec(), false).unwrap();
+    assert!(read(0, SIZE).unwrap() == plain);
+    let store = crate::store::FileStore::new(file.try_clone().unwrap());
+    let volume = volume_over(Box::new(store), SectorSize::B4096, true);
+    let mut data = vec![0; SIZE];
+    volume.read(0, &mut data, &mut Extents::default()).unwrap();
+    file.set_len(half as u64).unwrap();
+    volume.write(half as u64, &mut plain[half..].to_vec(), false).unwrap();
+    volume.read(0, &mut data, &mut Extents::default()).unwrap();
+    assert!(data == plain, "what is being written is not lost with the mapping");
+}

@@ -18,6 +18,7 @@ use aws_lc_sys::{
 
 use super::{SectorCipher, assert_whole_sectors};
 use crate::geometry::SectorSize;
+use crate::mapping::Window;
 use crate::secret::DataKey;
 
 /// Most contexts in one direction; more cores than this share.
@@ -47,34 +48,62 @@ impl AwsLc {
     #[cfg(test)]
     pub(super) fn unit(&self, encrypt: bool, number: u128, unit: &mut [u8]) {
         let contexts = if encrypt { &self.encrypt } else { &self.decrypt };
-        contexts.take().apply(&number.to_le_bytes(), unit);
+        let there = unit.as_mut_ptr();
+        // SAFETY: the bytes are borrowed to be read and written.
+        unsafe { contexts.take().apply(&number.to_le_bytes(), there, there, unit.len()) };
     }
 
-    fn apply(&self, contexts: &Contexts, first: u64, data: &mut [u8]) {
-        assert_whole_sectors(data, self.sector);
+    /// # Safety
+    /// `length` bytes, which are whole sectors, may be read from `from` on and written from `to` on, which are the same
+    /// or apart.
+    unsafe fn apply(&self, contexts: &Contexts, first: u64, from: *const u8, to: *mut u8, length: usize) {
+        let sector = self.sector.bytes();
         let mut context = contexts.take();
-        let mut number = u128::from(first);
-        for group in data.chunks_mut(AHEAD * self.sector.bytes()) {
-            let count = group.len() / self.sector.bytes();
+        let (mut number, mut at) = (u128::from(first), 0);
+        while at + sector <= length {
             let mut tweaks = [[0; 16]; AHEAD];
+            let count = ((length - at) / sector).min(AHEAD);
             for tweak in &mut tweaks[..count] {
                 *tweak = number.to_le_bytes();
                 number += 1;
             }
-            for (tweak, sector) in tweaks.iter().zip(group.chunks_exact_mut(self.sector.bytes())) {
-                context.apply(tweak, sector);
+            for tweak in &tweaks[..count] {
+                // SAFETY: a sector lies before `length`.
+                unsafe { context.apply(tweak, from.add(at), to.add(at), sector) };
+                at += sector;
             }
         }
+    }
+
+    fn apply_in_place(&self, contexts: &Contexts, first: u64, data: &mut [u8]) {
+        assert_whole_sectors(data, self.sector);
+        let there = data.as_mut_ptr();
+        // SAFETY: the bytes are borrowed to be read and written.
+        unsafe { self.apply(contexts, first, there, there, data.len()) };
     }
 }
 
 impl SectorCipher for AwsLc {
     fn encrypt(&self, first: u64, data: &mut [u8]) {
-        self.apply(&self.encrypt, first, data);
+        self.apply_in_place(&self.encrypt, first, data);
     }
 
     fn decrypt(&self, first: u64, data: &mut [u8]) {
-        self.apply(&self.decrypt, first, data);
+        self.apply_in_place(&self.decrypt, first, data);
+    }
+
+    fn encrypt_into(&self, first: u64, data: &[u8], target: &Window) {
+        assert_whole_sectors(data, self.sector);
+        assert_eq!(data.len(), target.len());
+        // SAFETY: as many bytes are borrowed to be read as may be written where `target` is, which is apart.
+        unsafe { self.apply(&self.encrypt, first, data.as_ptr(), target.start(), data.len()) };
+    }
+
+    fn decrypt_from(&self, first: u64, source: &Window, data: &mut [u8]) {
+        assert_whole_sectors(data, self.sector);
+        assert_eq!(data.len(), source.len());
+        // SAFETY: as many bytes are borrowed to be written as may be read where `source` is, which is apart.
+        unsafe { self.apply(&self.decrypt, first, source.start(), data.as_mut_ptr(), data.len()) };
     }
 
     fn sector_size(&self) -> SectorSize {
@@ -155,8 +184,11 @@ impl Context {
     }
 
     /// One data unit of at least 16 bytes; its number is the tweak.
-    fn apply(&mut self, tweak: &[u8; 16], unit: &mut [u8]) {
-        let length = c_int::try_from(unit.len()).unwrap_or(c_int::MAX);
+    ///
+    /// # Safety
+    /// `unit` bytes may be read from `from` on and written from `to` on, which are the same or apart.
+    unsafe fn apply(&mut self, tweak: &[u8; 16], from: *const u8, to: *mut u8, unit: usize) {
+        let length = c_int::try_from(unit).unwrap_or_default();
         let mut written = 0;
         // SAFETY: the context is valid, keyed and ours alone; the tweak has the 16 bytes that are read.
         let ready = unsafe {
@@ -169,10 +201,8 @@ impl Context {
                 SAME_DIRECTION,
             )
         };
-        // SAFETY: input and output are the same `length` bytes, which XTS allows; they are borrowed mutably.
-        let done = unsafe {
-            EVP_CipherUpdate(self.0.as_ptr(), unit.as_mut_ptr(), &raw mut written, unit.as_ptr(), length)
-        };
+        // SAFETY: `length` bytes may be read and written; XTS allows that they are the same.
+        let done = unsafe { EVP_CipherUpdate(self.0.as_ptr(), to, &raw mut written, from, length) };
         // Going on would hand out plaintext for ciphertext.
         assert!(ready == 1 && done == 1 && written == length, "AWS-LC refuses a data unit of {length} bytes");
     }

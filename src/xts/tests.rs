@@ -176,3 +176,37 @@ fn numbers_beyond_a_word_go_on() {
         }
     }
 }
+
+/// From and to a file in memory: the same as in place, and what is only read stays as it is.
+#[test]
+fn in_place_and_elsewhere_agree() {
+    const LENGTH: usize = 3 << 16;
+    let file =
+        std::fs::File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(LENGTH as u64).unwrap();
+    let mapping = crate::mapping::Mapping::of(&file, LENGTH).unwrap();
+    let key = key(&(0..64).collect::<Vec<u8>>());
+    let plain: Vec<u8> = (0..LENGTH).map(|at| (at * 7 + at / 251) as u8).collect();
+    for (implementation, sector) in Implementation::available()
+        .flat_map(|one| [SectorSize::B512, SectorSize::B4096].map(|size| (one, size)))
+    {
+        let cipher = implementation.cipher(&key, sector);
+        for sectors in [1, 2, 7, 16, 17, 33] {
+            let (length, first) = (sectors * sector.bytes(), (1 << 32) - 9);
+            let mut stored = plain[..length].to_vec();
+            cipher.encrypt(first, &mut stored);
+            let source = plain[..length].to_vec();
+            assert!(mapping.reach(4096, length, |window| cipher.encrypt_into(first, &source, window)));
+            let mut there = vec![0; length];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, 4096).unwrap();
+            assert!(
+                there == stored && source == plain[..length],
+                "{implementation:?}, {sectors} of {sector:?}"
+            );
+            assert!(mapping.reach(4096, length, |window| cipher.decrypt_from(first, window, &mut there)));
+            assert!(there == source, "{implementation:?}, {sectors} of {sector:?}");
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, 4096).unwrap();
+            assert!(there == stored, "{implementation:?}");
+        }
+    }
+}

@@ -20,6 +20,7 @@ use zeroize::Zeroize;
 
 use super::{SectorCipher, assert_whole_sectors, stack};
 use crate::geometry::SectorSize;
+use crate::mapping::Window;
 use crate::secret::DataKey;
 
 /// Round keys of AES-256 (FIPS 197, 5.2).
@@ -89,8 +90,23 @@ impl Vaes {
 
     /// Whole strides; the first is the beginning of the data unit with number `first`.
     fn apply<const ENCRYPT: bool>(&self, unit: usize, first: u128, data: &mut [u8]) {
-        // SAFETY: `new` has made this, so the instruction sets that `sectors` needs are there.
-        unsafe { sectors::<ENCRYPT>(&self.keys, unit, first, data) };
+        let there = data.as_mut_ptr();
+        // SAFETY: the bytes are borrowed to be read and written.
+        unsafe { self.apply_to::<ENCRYPT>(unit, first, there, there, data.len()) };
+    }
+
+    /// # Safety
+    /// `length` bytes may be read from `from` on and written from `to` on, which are the same or apart.
+    unsafe fn apply_to<const ENCRYPT: bool>(
+        &self,
+        unit: usize,
+        first: u128,
+        from: *const u8,
+        to: *mut u8,
+        length: usize,
+    ) {
+        // SAFETY: `new` has made this, so the instruction sets that `sectors` needs are there; the rest is the caller's.
+        unsafe { sectors::<ENCRYPT>(&self.keys, unit, first, from, to, length) };
         stack::wipe::<STACK>();
     }
 
@@ -118,6 +134,22 @@ impl SectorCipher for Vaes {
     fn decrypt(&self, first: u64, data: &mut [u8]) {
         assert_whole_sectors(data, self.sector);
         self.apply::<false>(self.sector.bytes(), first.into(), data);
+    }
+
+    fn encrypt_into(&self, first: u64, data: &[u8], target: &Window) {
+        assert_whole_sectors(data, self.sector);
+        assert_eq!(data.len(), target.len());
+        let (unit, first) = (self.sector.bytes(), first.into());
+        // SAFETY: as many bytes are borrowed to be read as may be written where `target` is, which is apart.
+        unsafe { self.apply_to::<true>(unit, first, data.as_ptr(), target.start(), data.len()) };
+    }
+
+    fn decrypt_from(&self, first: u64, source: &Window, data: &mut [u8]) {
+        assert_whole_sectors(data, self.sector);
+        assert_eq!(data.len(), source.len());
+        let (unit, first) = (self.sector.bytes(), first.into());
+        // SAFETY: as many bytes are borrowed to be written as may be read where `source` is, which is apart.
+        unsafe { self.apply_to::<false>(unit, first, source.start(), data.as_mut_ptr(), data.len()) };
     }
 
     fn sector_size(&self) -> SectorSize {
@@ -175,21 +207,34 @@ fn schedule(key: &[u8]) -> Schedule {
 }
 
 /// Never inlined, so that all it leaves on the stack lies below its caller's frame.
+///
+/// # Safety
+/// `length` bytes may be read from `from` on and written from `to` on, which are the same or apart.
 #[inline(never)]
 #[target_feature(enable = "aes,avx2,vaes,vpclmulqdq")]
-fn sectors<const ENCRYPT: bool>(keys: &Keys, unit: usize, first: u128, data: &mut [u8]) {
-    let mut number = first;
-    for group in data.chunks_mut(TOGETHER * unit) {
+unsafe fn sectors<const ENCRYPT: bool>(
+    keys: &Keys,
+    unit: usize,
+    first: u128,
+    from: *const u8,
+    to: *mut u8,
+    length: usize,
+) {
+    let (mut number, mut at) = (first, 0);
+    while at + unit <= length {
         let tweaks = tweaks(black_box(&keys.tweak), number);
         number = number.wrapping_add(TOGETHER as u128);
-        for (tweak, sector) in tweaks.into_iter().zip(group.chunks_exact_mut(unit)) {
+        let group = ((length - at) / unit).min(TOGETHER);
+        for tweak in tweaks.into_iter().take(group) {
             let mut powers = powers(tweak);
-            for stride in sector.as_chunks_mut::<STRIDE>().0 {
+            for _ in 0..unit / STRIDE {
                 // For the compiler, the keys may be others each time: else it would put copies of all fifteen on the
                 // stack before the loop. Reading them where they are is a third faster.
                 let keys = black_box(keys);
                 let round_keys = if ENCRYPT { &keys.data } else { &keys.inverse };
-                apply_stride::<ENCRYPT>(round_keys, &powers, stride);
+                // SAFETY: a stride lies before `length`, for a whole unit does.
+                unsafe { apply_stride::<ENCRYPT>(round_keys, &powers, from.add(at), to.add(at)) };
+                at += STRIDE;
                 for power in &mut powers {
                     *power = by_sixteen_blocks(*power);
                 }
@@ -259,23 +304,26 @@ fn by_sixteen_blocks(tweak: __m256i) -> __m256i {
 }
 
 /// Sixteen blocks, each between its tweak and its tweak.
+///
+/// # Safety
+/// [`STRIDE`] bytes may be read from `from` on and written from `to` on.
 #[inline]
 #[allow(
     clippy::needless_range_loop,
     reason = "the compiler leaves three iterators zipped as a loop, with branches"
 )]
 #[target_feature(enable = "avx2,vaes")]
-fn apply_stride<const ENCRYPT: bool>(
+unsafe fn apply_stride<const ENCRYPT: bool>(
     keys: &Schedule,
     tweaks: &[__m256i; VECTORS],
-    stride: &mut [u8; STRIDE],
+    from: *const u8,
+    to: *mut u8,
 ) {
     let key = |round: usize| _mm256_broadcastsi128_si256(keys[round]);
-    let vectors = stride.as_chunks_mut::<32>().0;
     let mut blocks = [key(0); VECTORS];
     for i in 0..VECTORS {
-        // SAFETY: reads the 32 bytes that are borrowed, which need no alignment.
-        let block = unsafe { _mm256_loadu_si256(vectors[i].as_ptr().cast()) };
+        // SAFETY: reads 32 bytes of the stride, which need no alignment.
+        let block = unsafe { _mm256_loadu_si256(from.add(32 * i).cast()) };
         blocks[i] = _mm256_xor_si256(blocks[i], _mm256_xor_si256(block, tweaks[i]));
     }
     for round in 1..ROUND_KEYS - 1 {
@@ -293,7 +341,7 @@ fn apply_stride<const ENCRYPT: bool>(
         } else {
             _mm256_aesdeclast_epi128(blocks[i], last)
         };
-        // SAFETY: writes the 32 bytes that are borrowed for that, which need no alignment.
-        unsafe { _mm256_storeu_si256(vectors[i].as_mut_ptr().cast(), block) };
+        // SAFETY: writes 32 bytes of the stride, which need no alignment.
+        unsafe { _mm256_storeu_si256(to.add(32 * i).cast(), block) };
     }
 }

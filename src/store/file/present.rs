@@ -1,0 +1,71 @@
+//! Which parts of a file in memory are there, so that they can be used where they lie.
+//!
+//! What is not there, a hole, would take memory if it were so much as looked at, and where there is no more of it the
+//! mapping would be lost. So holes are left to read(2) and write(2). What is known of them is a hint: where it is wrong,
+//! it costs time or memory, or the mapping says that it failed.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::geometry::ByteRange;
+use crate::mapping::{Mapping, Window};
+
+/// Bytes that are known to be there, or not.
+pub(super) const PIECE: u64 = 32 << 10;
+/// Less is copied as fast by a system call: the kernel's own addresses of memory are in larger pages.
+const LEAST: u64 = 16 << 10;
+/// Larger files are not mapped: for each GiB, the pieces take 4 KiB of memory, the kernel's tables up to 2 MiB.
+const MOST: u64 = 1 << 40;
+
+/// A file in memory, all of it mapped.
+pub(super) struct Present {
+    mapping: Mapping,
+    /// A bit for each piece: all of it is there.
+    pieces: Box<[AtomicU64]>,
+}
+
+impl Present {
+    /// Nothing of `file` is known to be there yet. `None` where it cannot be mapped.
+    pub(super) fn of(file: &File) -> Option<Self> {
+        let length = file.metadata().ok()?.len();
+        let mapping = Mapping::of(file, usize::try_from(length).ok().filter(|_| length <= MOST)?)?;
+        let words = length.div_ceil(PIECE).div_ceil(64);
+        Some(Self { mapping, pieces: (0..words).map(|_| AtomicU64::new(0)).collect() })
+    }
+
+    /// All of `range` is there.
+    pub(super) fn found(&self, range: ByteRange) {
+        for piece in range.start().div_ceil(PIECE)..range.end() / PIECE {
+            self.word(piece).map(|word| word.fetch_or(bit(piece), Ordering::Relaxed));
+        }
+    }
+
+    /// Something of `range` may not be there any more.
+    pub(super) fn forget(&self, range: ByteRange) {
+        for piece in range.start() / PIECE..range.end().div_ceil(PIECE) {
+            self.word(piece).map(|word| word.fetch_and(!bit(piece), Ordering::Relaxed));
+        }
+    }
+
+    /// As [`Mapping::reach`], if it is there and more than a little.
+    pub(super) fn reach(&self, range: ByteRange, work: impl FnOnce(&Window)) -> bool {
+        let is_worth_it = range.length() >= LEAST && self.has(range);
+        let (at, length) = (usize::try_from(range.start()), usize::try_from(range.length()));
+        is_worth_it && at.is_ok_and(|at| length.is_ok_and(|length| self.mapping.reach(at, length, work)))
+    }
+
+    /// True if all of `range` is there, as far as is known.
+    fn has(&self, range: ByteRange) -> bool {
+        let mut pieces = range.start() / PIECE..range.end().div_ceil(PIECE);
+        pieces
+            .all(|piece| self.word(piece).is_some_and(|word| word.load(Ordering::Relaxed) & bit(piece) != 0))
+    }
+
+    fn word(&self, piece: u64) -> Option<&AtomicU64> {
+        self.pieces.get(usize::try_from(piece / 64).ok()?)
+    }
+}
+
+fn bit(piece: u64) -> u64 {
+    1 << (piece % 64)
+}
