@@ -19,7 +19,7 @@ pub mod geometry;
 mod hex;
 pub mod kms;
 #[allow(unsafe_code, reason = "memory of a file, and the signal where it ends")]
-pub mod mapping;
+mod mapping;
 pub mod nbd;
 #[allow(unsafe_code, reason = "two owners of the halves of one huge page")]
 pub mod pages;

@@ -2,7 +2,7 @@
 //! copy where what is written is made on the way.
 //!
 //! Where such a file has been cut short, or its file system is full, touching it raises SIGBUS (mmap(2), "SIGBUS"). That
-//! is caught: memory of no file takes the mapping's place, so that what is under way comes to its end, and does not
+//! is caught: memory of no file takes its place, so that what is under way comes to its end, and does not
 //! count. From then on the mapping is of no use, and read(2) and write(2) say what is wrong.
 
 use std::cell::Cell;
@@ -14,7 +14,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munlock, munmap};
+use rustix::process::{Resource, getrlimit};
+use zeroize::Zeroize;
 
+/// Bytes, of a file's memory, whose place other memory takes: few enough to be had everywhere.
+const REPLACED: usize = 2 << 20;
 const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
 thread_local! {
@@ -26,7 +30,7 @@ thread_local! {
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// The beginning of a file, shared with everybody who has it open.
-pub struct Mapping {
+pub(crate) struct Mapping {
     start: NonNull<u8>,
     length: usize,
     /// It is not the file's memory any more, or is about to be so no more.
@@ -36,13 +40,15 @@ pub struct Mapping {
 // SAFETY: the memory has no ties to a thread, and lasts as long as `self`.
 unsafe impl Send for Mapping {}
 // SAFETY: it is reached by address only. Others may change it meanwhile, other processes included, as they may change any
-// file that is read: no reference to it is ever made, and what comes of it is bytes.
+// file that is read: no reference to it is ever made, and what comes of it is bytes. Of this process, nobody changes bytes
+// that another thread is at: `reach` asks that of its callers.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// The first `length` bytes of `file`, which is open for reading and writing; `None` if the system refuses.
-    pub fn of(file: &File, length: usize) -> Option<Self> {
-        if !catch_bus_errors() {
+    /// The first `length` bytes of `file`, which is open for reading and writing; `None` if the system refuses, or allows
+    /// the process only so many addresses (RLIMIT_AS), which others may need.
+    pub(crate) fn of(file: &File, length: usize) -> Option<Self> {
+        if getrlimit(Resource::As).current.is_some() || !catch_bus_errors() {
             return None;
         }
         // SAFETY: a new mapping, where there was none.
@@ -57,8 +63,9 @@ impl Mapping {
         Some(Self { start, length, lost: AtomicBool::new(false) })
     }
 
-    /// Does `work` on the `length` bytes at `at`: false if it was not done, or on memory that is not the file's.
-    pub fn reach(&self, at: usize, length: usize, work: impl FnOnce(&Window)) -> bool {
+    /// Does `work` on the `length` bytes at `at`: false if it was not done, or on memory that is not the file's. Callers see
+    /// to it that no thread writes bytes that another one is at.
+    pub(crate) fn reach(&self, at: usize, length: usize, work: impl FnOnce(&Window)) -> bool {
         let is_within = at.checked_add(length).is_some_and(|end| end <= self.length);
         if !is_within || self.lost.load(Ordering::Relaxed) {
             return false;
@@ -69,19 +76,26 @@ impl Mapping {
         drop(under_way);
         // Whoever has replaced the memory has said so before; who has been at what replaced it sees that.
         fence(Ordering::SeqCst);
-        !self.lost.load(Ordering::Relaxed)
+        let is_lost = self.lost.load(Ordering::Relaxed);
+        if is_lost {
+            wipe_signal_stack();
+        }
+        !is_lost
     }
 
     fn holds(&self, address: usize) -> bool {
         (self.start.as_ptr().addr()..self.start.as_ptr().addr() + self.length).contains(&address)
     }
 
-    /// Puts memory of no file into the mapping's place; false if there is none. In a signal: one system call, no lock.
-    fn lose(&self) -> bool {
+    /// Puts memory of no file around `address`, which is the mapping's; false if there is none. In a signal: one system
+    /// call, no lock.
+    fn lose(&self, address: usize) -> bool {
         self.lost.store(true, Ordering::SeqCst);
+        let offset = (address - self.start.as_ptr().addr()) & !(REPLACED - 1);
+        let length = REPLACED.min(self.length - offset);
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: replaces the bytes that are this mapping's, which nobody has a reference to.
-        unsafe { mmap_anonymous(self.start.as_ptr().cast(), self.length, PROTECTION, flags) }.is_ok()
+        // SAFETY: these bytes lie within the mapping, from the beginning of a page on, and nobody has a reference to them.
+        unsafe { mmap_anonymous(self.start.as_ptr().add(offset).cast(), length, PROTECTION, flags) }.is_ok()
     }
 }
 
@@ -168,25 +182,46 @@ fn catch_bus_errors() -> bool {
         let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_bus_error;
         ours.sa_sigaction = handler as usize;
         ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-        // SAFETY: both structures live, and the handler does what a handler may do.
-        let caught = unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, &raw mut before) } == 0;
+        // SAFETY: the structure lives, and nothing is changed.
+        let known = unsafe { libc::sigaction(libc::SIGBUS, null(), &raw mut before) } == 0;
         let _ = BEFORE.set(before);
-        caught
+        // SAFETY: the structure lives, and the handler does what a handler may do.
+        known && unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, null_mut()) } == 0
     })
 }
 
-extern "C" fn on_bus_error(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the kernel tells a handler that asks for it where the fault was.
-    let address = unsafe { (*info).si_addr() }.addr();
+extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    // SAFETY: the kernel tells a handler that asks for it what has happened, and where.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
+    // By what this thread does; a signal that was sent has another code (sigaction(2), "The siginfo_t argument").
+    let is_own = (libc::BUS_ADRALN..=libc::BUS_MCEERR_AR).contains(&code);
     // SAFETY: null, or what the function borrows in which this thread was interrupted.
     let mapping = unsafe { UNDER_WAY.get().as_ref() };
-    if mapping.is_some_and(|mapping| mapping.holds(address) && mapping.lose()) {
+    if is_own && mapping.is_some_and(|mapping| mapping.holds(address) && mapping.lose(address)) {
         return;
     }
     // Not ours. It comes again after the return, and then leads to what it would have led to without us.
     let before = BEFORE.get().map_or(null(), std::ptr::from_ref);
-    // SAFETY: null, or what sigaction filled in.
-    unsafe { libc::sigaction(libc::SIGBUS, before, null_mut()) };
+    // SAFETY: null, or what sigaction filled in; `raise` takes a number only.
+    unsafe {
+        libc::sigaction(signal, before, null_mut());
+        if !is_own {
+            libc::raise(signal);
+        }
+    }
+}
+
+/// Where the kernel has put this thread's registers for the handler: a cipher's, of which some may hold what has to be
+/// wiped (sigaltstack(2); the standard library gives every thread such a stack).
+fn wipe_signal_stack() {
+    // SAFETY: for this structure, all zero is no stack.
+    let mut stack = unsafe { std::mem::zeroed::<libc::stack_t>() };
+    // SAFETY: the structure lives, and nothing is changed.
+    let known = unsafe { libc::sigaltstack(null(), &raw mut stack) } == 0;
+    if known && stack.ss_flags & libc::SS_DISABLE == 0 {
+        // SAFETY: this memory is the thread's, for its signals, and none is being handled.
+        unsafe { std::slice::from_raw_parts_mut(stack.ss_sp.cast::<u8>(), stack.ss_size) }.zeroize();
+    }
 }
 
 #[cfg(test)]
@@ -210,6 +245,17 @@ mod tests {
 
     fn read(mapping: &Mapping, at: usize, buffer: &mut [u8]) -> bool {
         mapping.reach(at, buffer.len(), |window| window.read(buffer))
+    }
+
+    fn signal_stack_is_wiped() -> bool {
+        // SAFETY: for this structure, all zero is no stack.
+        let mut stack = unsafe { std::mem::zeroed::<libc::stack_t>() };
+        // SAFETY: the structure lives, and nothing is changed.
+        assert_eq!(unsafe { libc::sigaltstack(null(), &raw mut stack) }, 0);
+        assert_eq!(stack.ss_flags & libc::SS_DISABLE, 0, "the standard library's");
+        // SAFETY: this memory is the thread's, for its signals, and none is being handled.
+        let bytes = unsafe { std::slice::from_raw_parts(stack.ss_sp.cast::<u8>(), stack.ss_size) };
+        bytes.iter().all(|byte| *byte == 0)
     }
 
     #[test]
@@ -258,6 +304,7 @@ mod tests {
             assert!(if is_read { read(&mapping, 1, &mut data[1..]) } else { write(&mapping, 1, &data[1..]) });
             assert!(!if is_read { read(&mapping, 1, &mut data) } else { write(&mapping, 1, &data) });
             assert!(!read(&mapping, 0, &mut [0]) && !write(&mapping, 0, &[9]), "for good");
+            assert!(signal_stack_is_wiped());
             let mut first = [0];
             file.read_exact_at(&mut first, 0).unwrap();
             assert_eq!(first, [7], "what is left of the file stays as it is");
@@ -273,8 +320,8 @@ mod tests {
                 let (file, mapping) = (&file, &mapping);
                 scope.spawn(move || {
                     let at = usize::from(thread) * 4096;
-                    for round in 0.. {
-                        let data = [round % 251 + 1; 4096];
+                    for round in (0..=250).cycle() {
+                        let data = [round; 4096];
                         let written = write(mapping, at, &data);
                         let mut held = [0; 4096];
                         file.read_exact_at(&mut held, at as u64).unwrap();

@@ -15,7 +15,7 @@ use rustix::fs::{Advice, FallocateFlags, FsWord, SeekFrom, fadvise, fallocate, f
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use self::direct::Direct;
-use self::present::{PIECE, Present};
+use self::present::Present;
 use super::Store;
 use super::error::StoreError;
 use crate::block::Extents;
@@ -105,18 +105,6 @@ impl FileStore {
         }
     }
 
-    /// Notes what of the bytes that were read is there, if that is of use.
-    fn note_present(&self, offset: u64, length: usize) {
-        let Some(present) = &self.present else { return };
-        let range = ByteRange::within(offset, length as u64, u64::MAX).unwrap_or(ByteRange::EMPTY);
-        if range.length() >= PIECE
-            && let Ok(hole) = self.next_hole(offset, range.end())
-            && let Some(found) = ByteRange::within(offset, hole.saturating_sub(offset), range.end())
-        {
-            present.found(found);
-        }
-    }
-
     /// All-zero ciphertext is a hole by definition, so zeros written do the same as a hole punched.
     fn write_zeros(&self, range: ByteRange) -> io::Result<()> {
         const STEP: usize = 64 * 1024;
@@ -138,7 +126,9 @@ impl Store for FileStore {
             }),
             _ => {
                 self.file.read_exact_at(buffer, offset)?;
-                self.note_present(offset, buffer.len());
+                if let Some(present) = &self.present {
+                    present.seen(offset, buffer);
+                }
                 Ok(())
             }
         }
@@ -225,10 +215,8 @@ impl Store for FileStore {
                 let long = self.writing.as_ref().filter(|_| data.len() >= LONG);
                 let _turn = long.map(|writing| writing.lock().unwrap_or_else(PoisonError::into_inner));
                 self.file.write_all_at(data, offset)?;
-                if let Some(present) = &self.present
-                    && let Some(written) = ByteRange::within(offset, data.len() as u64, u64::MAX)
-                {
-                    present.found(written);
+                if let Some(present) = &self.present {
+                    present.written(offset, data.len());
                 }
                 Ok(())
             }
@@ -272,6 +260,7 @@ impl Store for FileStore {
 
 #[cfg(test)]
 mod tests {
+    use super::present::PIECE;
     use super::*;
 
     fn store(size: u64) -> FileStore {
@@ -398,10 +387,16 @@ mod tests {
         let again = FileStore::new(memory.file.try_clone().unwrap());
         assert_eq!(there(&again, range(PIECE, PIECE)), None);
         again.read(0, &mut vec![0; 4 * LENGTH]).unwrap();
-        assert_eq!(there(&again, range(PIECE, PIECE)), None, "it began with a hole");
+        assert!(there(&again, range(PIECE, PIECE)).is_some() && there(&again, range(0, PIECE)).is_none());
         again.read(PIECE, &mut vec![0; 3 * LENGTH]).unwrap();
         assert_eq!(there(&again, range(PIECE, 2 * PIECE)), Some(vec![7; 2 * LENGTH]));
         assert_eq!(there(&again, range(2 * PIECE, 2 * PIECE)), None);
+        memory.write(PIECE * 3, &vec![7; LENGTH - 4096]).unwrap();
+        again.read(PIECE * 3, &mut vec![0; LENGTH]).unwrap();
+        assert_eq!(there(&again, range(3 * PIECE, PIECE)), None, "it ends with a hole");
+        memory.write(PIECE * 4 - 1, &[7]).unwrap();
+        again.read(PIECE * 3 - 4096, &mut vec![0; 2 * LENGTH]).unwrap();
+        assert!(there(&again, range(2 * PIECE, 2 * PIECE)).is_some(), "a page with one byte is there");
     }
 
     #[test]

@@ -290,3 +290,25 @@ fn a_file_in_memory_that_is_cut_short_costs_what_was_cut_and_nothing_else() {
     volume.read(0, &mut data, &mut Extents::default()).unwrap();
     assert!(data == plain, "what is being written is not lost with the mapping");
 }
+
+/// Of a volume in memory, in requests that are served where it lies: each sector is what was written or discarded.
+#[test]
+fn sectors_are_discarded_while_they_are_used_in_place() {
+    let volume = volume_in_memory();
+    let plain = pattern(5, SIZE);
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            for round in 0..300u64 {
+                volume.write(0, &mut plain.clone(), false).unwrap();
+                volume.trim(round % 16 * 4096, 12288, false).unwrap();
+            }
+        });
+        while !busy.is_finished() {
+            let mut data = vec![1; SIZE];
+            volume.read(0, &mut data, &mut Extents::default()).unwrap();
+            for (sector, expected) in data.chunks(4096).zip(plain.chunks(4096)) {
+                assert!(sector == expected || sector.iter().all(|byte| *byte == 0));
+            }
+        }
+    });
+}

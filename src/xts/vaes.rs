@@ -32,7 +32,8 @@ const STRIDE: usize = VECTORS * 32;
 /// Sectors whose tweaks are enciphered together, two in a vector.
 const TOGETHER: usize = 2 * VECTORS;
 /// Words of stack below [`Vaes::apply`] that are wiped. Optimised, `sectors` takes some six hundred bytes. What the kernel
-/// writes there at a signal lies deeper; signals to the process go to its first thread, which enciphers nothing.
+/// writes there at a signal lies deeper; signals to the process go to its first thread, which enciphers nothing, and after
+/// one of its own making (SIGBUS) `mapping` wipes what the kernel wrote.
 const STACK: usize = if cfg!(debug_assertions) { 32 * 1024 } else { 1024 } / 8;
 
 // What does not fill a stride would stay as it is.

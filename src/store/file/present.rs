@@ -11,7 +11,10 @@ use crate::geometry::ByteRange;
 use crate::mapping::{Mapping, Window};
 
 /// Bytes that are known to be there, or not.
-pub(super) const PIECE: u64 = 32 << 10;
+pub(super) const PIECE: u64 = PIECE_LENGTH as u64;
+const PIECE_LENGTH: usize = 32 << 10;
+/// Bytes that are there or not; where pages are larger, so are those of a file in memory.
+const PAGE: usize = 4096;
 /// Less is copied as fast by a system call: the kernel's own addresses of memory are in larger pages.
 const LEAST: u64 = 16 << 10;
 /// Larger files are not mapped: for each GiB, the pieces take 4 KiB of memory, the kernel's tables up to 2 MiB.
@@ -33,11 +36,28 @@ impl Present {
         Some(Self { mapping, pieces: (0..words).map(|_| AtomicU64::new(0)).collect() })
     }
 
-    /// All of `range` is there.
-    pub(super) fn found(&self, range: ByteRange) {
-        for piece in range.start().div_ceil(PIECE)..range.end() / PIECE {
-            self.word(piece).map(|word| word.fetch_or(bit(piece), Ordering::Relaxed));
+    /// `length` bytes were written at `offset`.
+    pub(super) fn written(&self, offset: u64, length: usize) {
+        for piece in whole_pieces(offset, length) {
+            self.found(piece);
         }
+    }
+
+    /// `data` is what was read at `offset`. A page that is not all zeros is no hole; to ask for holes would take the
+    /// file's lock, and the system as long as it takes to get to the next one.
+    pub(super) fn seen(&self, offset: u64, data: &[u8]) {
+        let is_page_there = |page: &[u8]| page.iter().any(|byte| *byte != 0);
+        for piece in whole_pieces(offset, data.len()) {
+            let start = usize::try_from(piece * PIECE - offset).unwrap_or(usize::MAX);
+            let bytes = data.get(start..).and_then(|rest| rest.get(..PIECE_LENGTH)).unwrap_or_default();
+            if !bytes.is_empty() && bytes.chunks(PAGE).all(is_page_there) {
+                self.found(piece);
+            }
+        }
+    }
+
+    fn found(&self, piece: u64) {
+        self.word(piece).map(|word| word.fetch_or(bit(piece), Ordering::Relaxed));
     }
 
     /// Something of `range` may not be there any more.
@@ -64,6 +84,11 @@ impl Present {
     fn word(&self, piece: u64) -> Option<&AtomicU64> {
         self.pieces.get(usize::try_from(piece / 64).ok()?)
     }
+}
+
+/// The numbers of the pieces all of which is among `length` bytes at `offset`.
+fn whole_pieces(offset: u64, length: usize) -> std::ops::Range<u64> {
+    offset.div_ceil(PIECE)..offset.saturating_add(length as u64) / PIECE
 }
 
 fn bit(piece: u64) -> u64 {
