@@ -17,7 +17,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 use rustix::process::{Resource, getrlimit};
 use zeroize::Zeroize;
 
-/// Bytes, of a file's memory, whose place other memory takes: few enough to be had everywhere.
+/// Bytes, of a file's memory, whose place other memory takes: few, so that a system that promises no more memory than it
+/// has can give them.
 const REPLACED: usize = 2 << 20;
 const PROTECTION: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
@@ -200,19 +201,23 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_
     if is_own && mapping.is_some_and(|mapping| mapping.holds(address) && mapping.lose(address)) {
         return;
     }
-    // Not ours. It comes again after the return, and then leads to what it would have led to without us.
-    let before = BEFORE.get().map_or(null(), std::ptr::from_ref);
-    // SAFETY: null, or what sigaction filled in; `raise` takes a number only.
-    unsafe {
-        libc::sigaction(signal, before, null_mut());
-        if !is_own {
+    let Some(before) = BEFORE.get() else { return };
+    if is_own {
+        // It comes again after the return, and then leads to what it would have led to without us.
+        // SAFETY: the structure is what sigaction filled in.
+        unsafe { libc::sigaction(signal, before, null_mut()) };
+    } else if before.sa_sigaction != libc::SIG_IGN {
+        // Who sends it wants an end.
+        // SAFETY: for this structure, all zero is the default action; `raise` takes a number only.
+        unsafe {
+            libc::sigaction(signal, &std::mem::zeroed(), null_mut());
             libc::raise(signal);
         }
     }
 }
 
 /// Where the kernel has put this thread's registers for the handler: a cipher's, of which some may hold what has to be
-/// wiped (sigaltstack(2); the standard library gives every thread such a stack).
+/// wiped (sigaltstack(2); the standard library gives its threads such a stack).
 fn wipe_signal_stack() {
     // SAFETY: for this structure, all zero is no stack.
     let mut stack = unsafe { std::mem::zeroed::<libc::stack_t>() };
@@ -308,6 +313,26 @@ mod tests {
             let mut first = [0];
             file.read_exact_at(&mut first, 0).unwrap();
             assert_eq!(first, [7], "what is left of the file stays as it is");
+        }
+    }
+
+    /// Other memory takes the place of what is around the fault, wherever that is, and of nothing else.
+    #[test]
+    fn what_is_far_from_the_end_of_the_file_stays_the_files() {
+        const LONG: usize = 5 << 20 | 4096;
+        let file = File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        for (at, length) in
+            [(LONG - 1, 1), (3 << 20, 2 << 20), (4 << 20, 1), ((4 << 20) - 1, 1), (3 << 20, LONG - (3 << 20))]
+        {
+            file.set_len(LONG as u64).unwrap();
+            let mapping = Mapping::of(&file, LONG).unwrap();
+            assert!(write(&mapping, 0, &[7; LONG]));
+            file.set_len(3 << 20).unwrap();
+            assert!(!write(&mapping, at, &vec![8; length]));
+            file.write_all_at(&[9; 10], 100).unwrap();
+            // SAFETY: the first bytes are mapped, and nobody else is at them.
+            let first = unsafe { mapping.start.add(100).read() };
+            assert_eq!(first, 9, "{at}");
         }
     }
 

@@ -295,12 +295,17 @@ fn a_file_in_memory_that_is_cut_short_costs_what_was_cut_and_nothing_else() {
 #[test]
 fn sectors_are_discarded_while_they_are_used_in_place() {
     let volume = volume_in_memory();
-    let plain = pattern(5, SIZE);
+    let (plain, served) = (pattern(5, SIZE), AtomicU64::new(0));
+    let whole = ByteRange::within(0, SIZE as u64, SIZE as u64).unwrap();
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| {
             for round in 0..300u64 {
-                volume.write(0, &mut plain.clone(), false).unwrap();
-                volume.trim(round % 16 * 4096, 12288, false).unwrap();
+                // By write(2), where sectors were discarded, and in place.
+                for _ in 0..3 {
+                    volume.write(0, &mut plain.clone(), false).unwrap();
+                    served.fetch_add(volume.store.in_place(whole, &mut |_| {}).into(), Ordering::Relaxed);
+                }
+                volume.trim(round % 14 * 4096, 12288, false).unwrap();
             }
         });
         while !busy.is_finished() {
@@ -311,4 +316,5 @@ fn sectors_are_discarded_while_they_are_used_in_place() {
             }
         }
     });
+    assert_eq!(served.into_inner(), 900);
 }

@@ -304,15 +304,15 @@ fn by_sixteen_blocks(tweak: __m256i) -> __m256i {
     _mm256_xor_si256(_mm256_slli_si256::<2>(tweak), reduced)
 }
 
+#[allow(
+    clippy::needless_range_loop,
+    reason = "the compiler leaves three iterators zipped as a loop, with branches"
+)]
 /// Sixteen blocks, each between its tweak and its tweak.
 ///
 /// # Safety
 /// [`STRIDE`] bytes may be read from `from` on and written from `to` on.
 #[inline]
-#[allow(
-    clippy::needless_range_loop,
-    reason = "the compiler leaves three iterators zipped as a loop, with branches"
-)]
 #[target_feature(enable = "avx2,vaes")]
 unsafe fn apply_stride<const ENCRYPT: bool>(
     keys: &Schedule,
