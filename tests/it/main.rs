@@ -24,6 +24,7 @@ mod endings;
 mod enveloped;
 mod fleet;
 mod handshake;
+mod in_memory;
 mod interrupted;
 mod key_state;
 mod kills;

@@ -1,6 +1,7 @@
 //! What every test needs: a state directory of its own, the binary in it, and the clients.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -187,6 +188,30 @@ pub(crate) fn python() -> Command {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
     assert!(python.is_file(), "{} is missing: run scripts/setup test", python.display());
     Command::new(python)
+}
+
+/// `outer` with `inner` as its last arguments, and in its place.
+pub(crate) fn within(mut outer: Command, inner: &Command) -> Command {
+    outer.arg(inner.get_program()).args(inner.get_args());
+    outer.current_dir(inner.get_current_dir().unwrap());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
+}
+
+/// `sealblk run ARGS` where SCRIPT has mounted something on `mnt` that nobody else sees and that goes with it. An
+/// ordinary user may mount in a user namespace, so no test needs root for this.
+pub(crate) fn mounted(lab: &Lab, script: &str, args: &[&str]) -> Command {
+    let mut outer = tool("unshare");
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    outer.args(if is_root { &["--mount"][..] } else { &["--mount", "--user", "--map-root-user"] });
+    outer.args(["sh", "-uc", script, "sh"]);
+    std::fs::create_dir_all(lab.path("mnt")).unwrap();
+    within(outer, &lab.sealblk([&["run"], args].concat()))
 }
 
 /// Tries until it works, or fails the test.

@@ -2,35 +2,9 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::process::Command;
 
 use crate::leavings::{refused, refused_at_once, refuses};
-use crate::support::{Lab, Volume, assert_succeeds, finish, text, tool};
-
-/// Runs `sealblk ARGS` where SCRIPT has mounted something that nobody else sees and that goes with it. An ordinary
-/// user may mount in a user namespace, so no test needs root for this.
-fn mounted(lab: &Lab, script: &str, args: &[&str]) -> Command {
-    let inner = lab.sealblk([&["run"], args].concat());
-    let mut outer = tool("unshare");
-    let root = finish(sh("id -u")).stdout == b"0\n";
-    outer.args(if root { &["--mount"][..] } else { &["--mount", "--user", "--map-root-user"] });
-    outer.args(["sh", "-uc", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
-    outer.current_dir(inner.get_current_dir().unwrap());
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => outer.env(name, value),
-            None => outer.env_remove(name),
-        };
-    }
-    std::fs::create_dir_all(lab.path("mnt")).unwrap();
-    outer
-}
-
-fn sh(script: &str) -> Command {
-    let mut command = tool("sh");
-    command.args(["-c", script]);
-    command
-}
+use crate::support::{Lab, Volume, assert_succeeds, finish, mounted, text, tool};
 
 /// A file with a name, made of nothing but a hole.
 fn sparse(lab: &Lab, name: &str, size: u64) -> String {
@@ -147,7 +121,9 @@ fn a_disk_that_fills_up() {
 #[test]
 fn other_kinds_of_file() {
     let lab = Lab::new();
-    assert_succeeds(&finish(sh(&format!("mkfifo {}", lab.path("fifo").display()))));
+    let mut mkfifo = tool("mkfifo");
+    mkfifo.arg(lab.path("fifo"));
+    assert_succeeds(&finish(mkfifo));
     let fifo = lab.path("fifo");
     for path in ["/dev/null", fifo.to_str().unwrap()] {
         refused(&lab, &["--size", "1M", "--backing", path], 7, &[path, "neither a directory"]);
