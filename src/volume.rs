@@ -181,8 +181,7 @@ impl BlockDevice for EncryptedVolume {
     fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
         let Some(range) = self.whole(offset, buffer.len()) else { return Ok(false) };
         let Some(reading) = self.ranges.hold_now(range, Use::Read) else { return Ok(false) };
-        if self.load_in_place(range, buffer) {
-            extents.push(range.length(), false);
+        if self.load_in_place(range, buffer, extents) {
             return Ok(true);
         }
         if !self.store.read_now(offset, buffer)? {

@@ -377,6 +377,10 @@ mod tests {
         memory.discard(range(2 * piece, 4096)).unwrap();
         assert_eq!(there(&memory, range(2 * piece, piece)), None);
         assert_eq!(space_taken(&memory), taken - 4096, "a hole was not touched");
+        memory.write(6 * piece + piece / 2, &vec![7; LENGTH]).unwrap();
+        for start in [6 * piece, 6 * piece + piece / 2, 7 * piece] {
+            assert!(there(&memory, range(start, piece / 2)).is_none(), "half a piece");
+        }
     }
 
     /// A durable volume's, and a predecessor's, of which nothing is known at first.

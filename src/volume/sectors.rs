@@ -51,8 +51,7 @@ impl EncryptedVolume {
         data: &mut [u8],
         extents: &mut Extents,
     ) -> Result<(), BlockError> {
-        if self.load_in_place(held, data) {
-            extents.push(held.length(), false);
+        if self.load_in_place(held, data, extents) {
             return Ok(());
         }
         self.store.read(held.start(), data)?;
@@ -62,7 +61,7 @@ impl EncryptedVolume {
     }
 
     /// The same, where they lie in memory and are no holes; false if they do not, or may be.
-    pub(super) fn load_in_place(&self, held: ByteRange, data: &mut [u8]) -> bool {
+    pub(super) fn load_in_place(&self, held: ByteRange, data: &mut [u8], extents: &mut Extents) -> bool {
         let mut may_have_holes = false;
         let was_there = self.store.in_place(held, &mut |source| {
             may_have_holes = source.has_zeros_each(self.sector.bytes());
@@ -70,7 +69,11 @@ impl EncryptedVolume {
                 self.cipher.decrypt_from(self.sector.number(held.start()), source, data);
             }
         });
-        was_there && !may_have_holes
+        let is_done = was_there && !may_have_holes;
+        if is_done {
+            extents.push(held.length(), false);
+        }
+        is_done
     }
 
     /// Writes whole sectors that are held; leaves unspecified bytes in `data`.

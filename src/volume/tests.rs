@@ -291,6 +291,25 @@ fn a_file_in_memory_that_is_cut_short_costs_what_was_cut_and_nothing_else() {
     assert!(data == plain, "what is being written is not lost with the mapping");
 }
 
+/// Sectors that somebody else punched out of a file in memory are zeros, as they would be on a disk.
+#[test]
+fn a_hole_in_a_file_in_memory_is_seen_where_none_is_known() {
+    let file =
+        std::fs::File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(SIZE as u64).unwrap();
+    let store = crate::store::FileStore::new(file.try_clone().unwrap());
+    let volume = volume_over(Box::new(store), SectorSize::B4096, true);
+    let mut plain = pattern(5, SIZE);
+    volume.write(0, &mut plain.clone(), false).unwrap();
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, flags, 8192, 4096).unwrap();
+    plain[8192..12288].fill(0);
+    let (mut data, mut extents) = (vec![1; SIZE], Extents::default());
+    volume.read(0, &mut data, &mut extents).unwrap();
+    assert!(data == plain);
+    assert_eq!(extents.as_slice().len(), 3);
+}
+
 /// Of a volume in memory, in requests that are served where it lies: each sector is what was written or discarded.
 #[test]
 fn sectors_are_discarded_while_they_are_used_in_place() {
