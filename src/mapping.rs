@@ -46,10 +46,10 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// The first `length` bytes of `file`, which is open for reading and writing; `None` if the system refuses, or allows
-    /// the process only so many addresses (RLIMIT_AS), which others may need.
+    /// The first `length` bytes of `file`, which is open for reading and writing; `None` if the system refuses, allows the
+    /// process only so many addresses (RLIMIT_AS), which others may need, or keeps SIGBUS from it, as a parent may ask.
     pub(crate) fn of(file: &File, length: usize) -> Option<Self> {
-        if getrlimit(Resource::As).current.is_some() || !catch_bus_errors() {
+        if getrlimit(Resource::As).current.is_some() || is_blocked(libc::SIGBUS) || !catch_bus_errors() {
             return None;
         }
         // SAFETY: a new mapping, where there was none.
@@ -172,6 +172,17 @@ impl Drop for Mapping {
         // SAFETY: `of` mapped these bytes, and nobody is left who would reach them.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
     }
+}
+
+/// True if this thread, and so those that it starts, does not get that signal (pthread_sigmask(3)): where the kernel raises
+/// it all the same, it kills.
+fn is_blocked(signal: c_int) -> bool {
+    // SAFETY: a set of signals is numbers, for which zero will do; it is filled in below.
+    let mut blocked = unsafe { std::mem::zeroed::<libc::sigset_t>() };
+    // SAFETY: the set lives, and nothing is changed.
+    let known = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, null(), &raw mut blocked) } == 0;
+    // SAFETY: the set was filled in.
+    !known || unsafe { libc::sigismember(&raw const blocked, signal) } != 0
 }
 
 /// Once for the process; false if the system refuses.
@@ -297,6 +308,22 @@ mod tests {
             assert!(!read(&mapping, at, &mut vec![0; length]) && !write(&mapping, at, &vec![0; length]));
         }
         assert!(write(&mapping, LENGTH - 1, &[1]));
+    }
+
+    #[test]
+    fn nothing_is_mapped_where_bus_errors_cannot_be_caught() {
+        let (file, _mapping) = in_memory();
+        std::thread::spawn(move || {
+            // SAFETY: for this structure, zero is a set of nothing; it lives, and the mask is this thread's.
+            unsafe {
+                let mut set = std::mem::zeroed::<libc::sigset_t>();
+                libc::sigaddset(&raw mut set, libc::SIGBUS);
+                assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut()), 0);
+            }
+            assert!(Mapping::of(&file, LENGTH).is_none());
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -62,8 +62,9 @@ fn honoured() -> bool {
 
 /// An encrypted volume.
 pub struct EncryptedVolume {
-    store: Box<dyn Store>,
+    /// Before the store, since fields end in this order: to unmap a large file takes seconds, and the keys are wiped first.
     cipher: Box<dyn SectorCipher>,
+    store: Box<dyn Store>,
     size: VolumeSize,
     sector: SectorSize,
     options: Options,

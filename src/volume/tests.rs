@@ -6,6 +6,7 @@ mod discards;
 mod model;
 mod stores;
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use self::stores::Kind;
@@ -308,6 +309,53 @@ fn a_hole_in_a_file_in_memory_is_seen_where_none_is_known() {
     volume.read(0, &mut data, &mut extents).unwrap();
     assert!(data == plain);
     assert_eq!(extents.as_slice().len(), 3);
+}
+
+/// A cipher that looks, when it is wiped, whether a file is still open.
+struct Wiped {
+    cipher: Box<dyn SectorCipher>,
+    descriptor: String,
+    inode: u64,
+    was_open: Arc<AtomicBool>,
+}
+
+impl SectorCipher for Wiped {
+    fn encrypt(&self, first: u64, data: &mut [u8]) {
+        self.cipher.encrypt(first, data);
+    }
+
+    fn decrypt(&self, first: u64, data: &mut [u8]) {
+        self.cipher.decrypt(first, data);
+    }
+
+    fn sector_size(&self) -> SectorSize {
+        self.cipher.sector_size()
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        let is_open = std::fs::metadata(&self.descriptor).is_ok_and(|now| now.ino() == self.inode);
+        self.was_open.store(is_open, Ordering::Relaxed);
+    }
+}
+
+/// To unmap a large file takes seconds.
+#[test]
+fn keys_are_wiped_before_the_file_is_unmapped() {
+    let file =
+        std::fs::File::from(rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(SIZE as u64).unwrap();
+    let descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let (inode, was_open) = (file.metadata().unwrap().ino(), Arc::new(AtomicBool::new(false)));
+    let key = DataKey::copy_from(&(0..64).collect::<Vec<u8>>()).unwrap();
+    let cipher = Implementation::fastest().cipher(&key, SectorSize::B4096);
+    let cipher = Wiped { cipher, descriptor, inode, was_open: Arc::clone(&was_open) };
+    let size = VolumeSize::new(SIZE as u64, SectorSize::B4096).unwrap();
+    let options = Options { read_only: false, discard: true, flush: true };
+    let store = Box::new(crate::store::FileStore::new(file));
+    drop(EncryptedVolume::new(store, Box::new(cipher), size, options));
+    assert!(was_open.load(Ordering::Relaxed));
 }
 
 /// Of a volume in memory, in requests that are served where it lies: each sector is what was written or discarded.

@@ -5,6 +5,7 @@
 //! it costs time or memory, or the mapping says that it failed.
 
 use std::fs::File;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::geometry::ByteRange;
@@ -25,6 +26,8 @@ pub(super) struct Present {
     mapping: Mapping,
     /// A bit for each piece: all of it is there.
     pieces: Box<[AtomicU64]>,
+    /// Whoever runs this knows that the mapping is lost.
+    told: Once,
 }
 
 impl Present {
@@ -33,7 +36,8 @@ impl Present {
         let length = file.metadata().ok()?.len();
         let mapping = Mapping::of(file, usize::try_from(length).ok().filter(|_| length <= MOST)?)?;
         let words = length.div_ceil(PIECE).div_ceil(64);
-        Some(Self { mapping, pieces: (0..words).map(|_| AtomicU64::new(0)).collect() })
+        let pieces = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Some(Self { mapping, pieces, told: Once::new() })
     }
 
     /// `length` bytes were written at `offset`.
@@ -73,7 +77,17 @@ impl Present {
     pub(super) fn reach(&self, range: ByteRange, work: impl FnOnce(&Window)) -> bool {
         let is_worth_it = range.length() >= LEAST && self.has(range);
         let (at, length) = (usize::try_from(range.start()), usize::try_from(range.length()));
-        is_worth_it && at.is_ok_and(|at| length.is_ok_and(|length| self.mapping.reach(at, length, work)))
+        let (true, Ok(at), Ok(length)) = (is_worth_it, at, length) else { return false };
+        let is_done = self.mapping.reach(at, length, work);
+        if !is_done {
+            self.told.call_once(|| {
+                tracing::warn!(
+                    "the volume's file was cut short, or its file system is full, or its memory fails: \
+                     from now on it is read and written by system calls"
+                );
+            });
+        }
+        is_done
     }
 
     /// True if all of `range` is there, as far as is known.
