@@ -161,6 +161,9 @@ pub enum BlockError {
     /// The request cannot be served in the way it asks for.
     #[error("not supported by the backing")]
     NotSupported,
+    /// The backing ends before the volume does.
+    #[error("the backing's file is shorter than the volume: somebody cut it short while it was served")]
+    CutShort,
     /// Anything else that the backing answered.
     #[error("backing: {0}")]
     Io(#[source] io::Error),
@@ -181,6 +184,8 @@ impl From<io::Error> for BlockError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 Self::NoSpace
             }
+            // Past the end of a file there is nothing to read, and of a device nothing to write either.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero => Self::CutShort,
             _ => Self::Io(error),
         }
     }

@@ -1,6 +1,7 @@
 //! One request: checked, then served. No I/O with the client.
 
 use super::buffers::PIECE;
+use super::seldom::Seldom;
 use super::{Agreed, Export, Replies};
 use crate::block::{BlockDevice, BlockError, Zeroes};
 use crate::geometry::ByteRange;
@@ -75,16 +76,36 @@ pub(super) fn perform(request: &Request, device: &dyn BlockDevice) -> Result<(),
 
 /// Ours to NBD's: the only place where one becomes the other.
 pub(super) fn nbd_error(error: BlockError) -> NbdError {
+    let (full, cut, failed) = {
+        static FULL: Seldom = Seldom::new();
+        static CUT: Seldom = Seldom::new();
+        static FAILED: Seldom = Seldom::new();
+        (&FULL, &CUT, &FAILED)
+    };
     match error {
-        BlockError::NoSpace => NbdError::NoSpace,
+        BlockError::NoSpace => {
+            log(full, &error, "free some space, and let the client try again");
+            NbdError::NoSpace
+        }
         BlockError::NotSupported => NbdError::NotSupported,
-        BlockError::Io(source) => {
-            tracing::warn!(error = %source, "the backing failed a request");
+        BlockError::CutShort => {
+            log(cut, &error, "what was cut off is lost: stop sealblk and begin a new volume");
+            NbdError::Io
+        }
+        BlockError::Io(_) => {
+            log(failed, &error, "the kernel's log may tell more");
             NbdError::Io
         }
         BlockError::LostWrites => NbdError::Io,
         BlockError::Frozen => NbdError::Permission,
         BlockError::Stopped => NbdError::Shutdown,
+    }
+}
+
+/// Says seldom that a request failed, for a client asks a broken backing again and again.
+fn log(seldom: &Seldom, error: &BlockError, then: &str) {
+    if let Some(unsaid) = seldom.say() {
+        tracing::warn!(%error, unsaid, "a request failed; {then}");
     }
 }
 
@@ -275,6 +296,7 @@ mod tests {
         let all = [
             (BlockError::NoSpace, NbdError::NoSpace),
             (BlockError::NotSupported, NbdError::NotSupported),
+            (BlockError::CutShort, NbdError::Io),
             (BlockError::Io(std::io::ErrorKind::Other.into()), NbdError::Io),
             (BlockError::LostWrites, NbdError::Io),
             (BlockError::Frozen, NbdError::Permission),

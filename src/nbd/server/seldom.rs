@@ -12,6 +12,11 @@ const SELDOM: Duration = Duration::from_secs(60);
 pub(super) struct Seldom(Mutex<(Option<Instant>, u64)>);
 
 impl Seldom {
+    /// Not yet said.
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
     /// How often it was left unsaid since it was last said, if at all; `None` if it is not to be said this time either.
     pub(super) fn say(&self) -> Option<Option<NonZero<u64>>> {
         let (last, unsaid) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);

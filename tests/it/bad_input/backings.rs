@@ -116,6 +116,30 @@ fn a_disk_that_fills_up() {
     let output = finish(command);
     assert_succeeds(&output);
     assert!(text(&output.stdout).contains("ENOSPC"), "{}", text(&output.stdout));
+    assert_eq!(
+        text(&output.stderr).matches("no space left on the backing").count(),
+        1,
+        "said, and not each time"
+    );
+}
+
+/// What is left of a file can be read; what is gone is an error, and the log says why, once.
+#[test]
+fn a_file_that_is_cut_short_while_it_is_served() {
+    let lab = Lab::new();
+    let client = "PATH=/usr/bin:$PATH exec nbdsh --connect \"$uri\" --command \"$SCRIPT\"";
+    drop(tool("nbdsh"));
+    for (script, is_mapped) in [("\"$@\"", false), ("mount -t tmpfs -o size=16M tmpfs mnt && \"$@\"", true)] {
+        let args = ["--size", "8M", "--backing", "mnt/volume", "--", "sh", "-c", client];
+        let mut command = mounted(&lab, script, &args);
+        command.env("BACKING", "mnt/volume").env("SCRIPT", include_str!("../scripts/cut.py"));
+        let output = finish(command);
+        assert_succeeds(&output);
+        assert_eq!(text(&output.stdout).lines().filter(|line| *line == "EIO").count(), 4);
+        let log = text(&output.stderr);
+        assert_eq!(log.matches("shorter than the volume").count(), 1, "{log}");
+        assert_eq!(log.matches("the volume's file was cut short").count(), usize::from(is_mapped), "{log}");
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub(super) fn replies(peer: &mut Peer, count: usize) -> std::collections::HashMa
 #[test]
 fn each_request_of_a_batch_is_answered_with_what_it_asked_for() {
     for form in FORMS {
-        let server = Server::start();
+        let server = Server::without_overseer();
         let mut client = server.attach(form);
         let peer = &mut client.peer;
         let (size, flags) = (LENGTH as u64, if form == Replies::Extended { PAYLOAD_LEN } else { 0 });
