@@ -31,6 +31,8 @@ pub struct Transfer {
     pub length: usize,
     /// What is written, or where to it is read: as many of its first bytes.
     pub pages: Pages,
+    /// Of a write, how many of its first bytes were prepared, by one [`Lane::prepare`] after the other.
+    pub prepared: usize,
 }
 
 impl Transfer {
@@ -59,9 +61,17 @@ pub enum Event {
 
 /// Transfers of one thread. Dropped, it waits for those that are under way.
 pub trait Lane {
+    /// False for a transfer that [`Lane::begin`] would give back whatever else is under way.
+    fn takes(&self, direction: Direction, offset: u64, length: usize) -> bool;
+
+    /// Does for a write that it [takes](Lane::takes), and whose data is still coming in, what [`Lane::begin`] would do
+    /// later: to `data`, from its start. Returns how many bytes that were, which hold anything from now on. `offset` is
+    /// where `data` goes: that of the write, or where what was prepared of it before ends.
+    fn prepare(&self, offset: u64, data: &mut [u8]) -> usize;
+
     /// Begins a transfer inside the device, which has it after [`Lane::hand_over`] at the latest, or after a
-    /// [`Lane::wait`] that finds nothing to tell; gives it back as it was if the device would have to wait before it
-    /// begins, or wants it whole otherwise: [`BlockDevice::read`](super::BlockDevice::read) and
+    /// [`Lane::wait`] that finds nothing to tell; gives it back as it was before it was prepared if the device would
+    /// have to wait before it begins, or wants it whole otherwise: [`BlockDevice::read`](super::BlockDevice::read) and
     /// [`write`](super::BlockDevice::write) do it then.
     ///
     /// # Errors
@@ -79,6 +89,12 @@ pub trait Lane {
     /// # Errors
     /// The operating system's: nothing will happen any more.
     fn hand_over(&mut self) -> io::Result<()>;
+
+    /// Looks whether there is something to tell, without waiting and mostly without a system call.
+    ///
+    /// # Errors
+    /// The operating system's: nothing will happen any more.
+    fn look(&mut self) -> io::Result<()>;
 
     /// True if [`Lane::next`] has something to tell.
     fn has_more(&self) -> bool;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::EncryptedVolume;
 use super::ranges::{Hold, Use};
 use crate::block::{DEPTH, Direction, Event, Extents, Lane, Readiness, Transfer};
+use crate::geometry::ByteRange;
 use crate::ring::{Ended, Ring};
 
 /// One thread's requests to a volume.
@@ -25,14 +26,19 @@ impl<'a> VolumeLane<'a> {
         Some(Self { volume, ring, holds: (0..DEPTH).map(|_| None).collect() })
     }
 
-    /// The sectors of a transfer, if it has nothing to wait for.
-    fn hold(&self, transfer: &Transfer) -> Option<Hold<'a>> {
-        let purpose = match transfer.direction {
+    /// What a transfer has to hold, if it may be one.
+    fn wanted(&self, direction: Direction, offset: u64, length: usize) -> Option<(ByteRange, Use)> {
+        let purpose = match direction {
             Direction::Read => Use::Read,
             Direction::Write if self.volume.is_frozen() => return None,
             Direction::Write => Use::Write,
         };
-        let range = self.volume.whole(transfer.offset, transfer.length)?;
+        Some((self.volume.whole(offset, length)?, purpose))
+    }
+
+    /// The sectors of a transfer, if it has nothing to wait for.
+    fn hold(&self, transfer: &Transfer) -> Option<Hold<'a>> {
+        let (range, purpose) = self.wanted(transfer.direction, transfer.offset, transfer.length)?;
         // Never by waiting: those that are held here already would be waited for in a circle.
         self.volume.ranges.hold_now(range, purpose)
     }
@@ -51,11 +57,32 @@ impl<'a> VolumeLane<'a> {
 }
 
 impl Lane for VolumeLane<'_> {
+    fn takes(&self, direction: Direction, offset: u64, length: usize) -> bool {
+        self.wanted(direction, offset, length).is_some()
+    }
+
+    fn prepare(&self, offset: u64, data: &mut [u8]) -> usize {
+        let sector = self.volume.sector;
+        let whole = data.len() - data.len() % sector.bytes();
+        if whole > 0 {
+            self.volume.cipher.encrypt(sector.number(offset), &mut data[..whole]);
+        }
+        whole
+    }
+
     fn begin(&mut self, mut transfer: Transfer) -> Result<(), Transfer> {
-        let Some(hold) = self.hold(&transfer) else { return Err(transfer) };
+        let (volume, offset, prepared) = (self.volume, transfer.offset, transfer.prepared);
+        let Some(hold) = self.hold(&transfer) else {
+            if prepared > 0 {
+                volume.cipher.decrypt(volume.sector.number(offset), &mut transfer.data()[..prepared]);
+            }
+            return Err(transfer);
+        };
         self.holds[transfer.token] = Some(hold);
         if transfer.direction == Direction::Write {
-            self.volume.cipher.encrypt(self.volume.sector.number(transfer.offset), transfer.data());
+            // What came with its last bytes.
+            let first = volume.sector.number(offset + prepared as u64);
+            volume.cipher.encrypt(first, &mut transfer.data()[prepared..]);
         }
         self.ring.begin(transfer);
         Ok(())
@@ -71,6 +98,10 @@ impl Lane for VolumeLane<'_> {
 
     fn hand_over(&mut self) -> io::Result<()> {
         self.ring.hand_over()
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        self.ring.look()
     }
 
     fn has_more(&self) -> bool {

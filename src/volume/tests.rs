@@ -3,6 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "the low bits are what test data is made of")]
 
 mod discards;
+mod lanes;
 mod model;
 mod stores;
 

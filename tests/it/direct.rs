@@ -53,8 +53,8 @@ fn requests_of_all_kinds_meet(volume: &Volume, mode: Mode) {
     let mut expected = Vec::new();
     for number in 0..300_u64 {
         let offset = number * 49_152;
-        // The last is longer than what goes by io_uring, and reaches into those that follow.
-        let length = [4096, 16_384, 512, 5000, 49_152, 131_072][number as usize % 6];
+        // The last ones reach into those that follow, and are enciphered before that shows.
+        let length = [4096, 16_384, 512, 5000, 131_072, 397_312][number as usize % 6];
         let data = pattern(offset, length);
         let flags = if number % 7 == 0 { FUA } else { 0 };
         client.submit(flags, WRITE, offset, length as u64, &data);
@@ -223,7 +223,10 @@ fn a_client_that_writes_and_never_reads_is_kept_waiting() {
 /// What was received whole is answered when the volume ends, or the client says no more, in the middle of a write's data.
 #[test]
 fn what_came_before_a_half_write_is_answered_at_the_end() {
-    for by_signal in [true, false] {
+    // Of the second, a part is enciphered by then.
+    let halves = [(65_536, 100), (1 << 20, 300_000)];
+    for (by_signal, (length, sent)) in [true, false].into_iter().flat_map(|by| halves.map(|half| (by, half)))
+    {
         let lab = Lab::new();
         let volume = Volume::spawn(run(&lab, &[]));
         let mut client = Client::ready(&volume.socket());
@@ -233,8 +236,8 @@ fn what_came_before_a_half_write_is_answered_at_the_end() {
             cookies.push(client.request(0, WRITE, number * 65_536, 65_536));
             client.send(&data);
         }
-        client.request(0, WRITE, 0, 65_536);
-        client.send(&data[..100]);
+        client.request(0, WRITE, 0, length);
+        client.send(&pattern(0, sent));
         if by_signal {
             // So much has been received by then.
             let (error, cookie) = client.reply().unwrap();

@@ -37,7 +37,7 @@ use super::handover::{ConnectionDescription, HandedConnection};
 use super::incoming::{Incoming, Pause};
 use super::link::Link;
 use super::overseer::Overseer;
-use super::patience::processors;
+use super::patience::{Patience, processors};
 use super::receiver::Receiver;
 use super::reply::Outgoing;
 use super::request::check;
@@ -50,7 +50,8 @@ use crate::nbd::wire::{NbdError, Request};
 /// Threads that a busy connection keeps at most. It keeps one more than there are processors, for the one with the turn
 /// mostly waits; others stand in each other's way.
 const STEADY: usize = 4;
-/// Threads that it keeps where each request waits for a disk: they need the processors less than the disk needs them.
+/// Threads that it keeps where each request waits for a disk, for those that no lane takes: they need the processors less
+/// than the disk needs them.
 const STEADY_WAITING: usize = 8;
 /// Stack of a thread: buffers are on the heap, and a sector or two on the stack.
 const STACK: usize = 256 << 10;
@@ -162,6 +163,11 @@ impl Connection {
     /// What its stream comes from and goes to as it is; `None` under TLS.
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.link.plain().map(Socket::as_fd)
+    }
+
+    /// How the rest of a large request is waited for.
+    pub(super) fn rest(&self) -> Patience {
+        self.link.rest()
     }
 
     pub(super) fn crew(&self) -> &Arc<Crew<Receiver>> {

@@ -17,7 +17,8 @@ use crate::pages::Pages;
 pub(super) const READ_AHEAD: usize = MEDIUM;
 /// The same behind data of more than [`LARGE`]: what follows is likely to be as large, and would be copied.
 const LITTLE: usize = 16 << 10;
-const LARGE: usize = 64 << 10;
+/// Bytes. Of longer data, a client's socket may hold a part only.
+pub(super) const LARGE: usize = 64 << 10;
 
 /// Asks all connections of a server to stop reading at the end of a request.
 pub(super) struct Pause {
@@ -106,7 +107,8 @@ impl Incoming {
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
         let ahead = Pages::new(READ_AHEAD);
-        let [patience, rest] = [(); 2].map(|()| Patience::new(link.plain().is_some()));
+        let patience = Patience::new(link.plain().is_some());
+        let rest = link.rest();
         Self { link, ahead, unused: 0..0, pause, patience, rest, window: READ_AHEAD }
     }
 

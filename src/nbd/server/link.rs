@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 
+use super::patience::Patience;
 use super::socket::Socket;
 use super::tls::TlsSocket;
 
@@ -55,6 +56,14 @@ impl Link {
         match self {
             Self::Plain(socket) => Some(socket),
             Self::Tls(_) => None,
+        }
+    }
+
+    /// How the rest of a large request is waited for.
+    pub(super) fn rest(&self) -> Patience {
+        match self {
+            Self::Plain(socket) => Patience::with_rest(matches!(socket, Socket::Unix(_))),
+            Self::Tls(_) => Patience::new(false),
         }
     }
 

@@ -6,7 +6,8 @@
 //! between its requests, and one that is gone, cost nothing. And never are all processors busy with looking out.
 //!
 //! The rest of a large request is waited for in the same way, and for the same reason: a Unix socket holds a fifth of
-//! 1 MiB, so that both sides would fall asleep and be woken again for every fifth.
+//! 1 MiB, so that both sides would fall asleep and be woken again for every fifth. That its client is about to send it
+//! is known, so it takes less proof, and it is looked out for longer: the client itself may have to be woken first.
 
 use std::io;
 use std::num::NonZero;
@@ -17,10 +18,15 @@ use std::time::{Duration, Instant};
 
 /// How long it is looked out for the next request.
 const MOMENT: Duration = Duration::from_micros(50);
-/// A request that has come as soon as this, to one who slept, would have come within [`MOMENT`] to one who looked out.
-const SOON: Duration = Duration::from_micros(100);
-/// So many have to come soon before the next one is looked out for.
+/// The same for the rest of one, from a client on this host.
+const MOMENT_OF_REST: Duration = Duration::from_micros(300);
+/// What it takes to fall asleep and to be woken: what has come so much later than a moment, to one who slept, would have
+/// come within the moment to one who looked out.
+const WAKE_UP: Duration = Duration::from_micros(50);
+/// So many have to come that soon before the next one is looked out for.
 const PROOF: u32 = 16;
+/// The same for the rest of one, from a client on this host.
+const PROOF_OF_REST: u32 = 1;
 
 /// Processors that this process may use, as its control group and its affinity have them.
 pub(super) fn processors() -> usize {
@@ -36,7 +42,12 @@ fn lookouts() -> &'static AtomicUsize {
 }
 
 /// What one client is expected to do.
+#[derive(Clone, Copy)]
 pub(super) struct Patience {
+    /// How long it is looked out for one.
+    moment: Duration,
+    /// How many have to come soon after one that did not.
+    proof: u32,
     /// Requests that have to come soon yet.
     unproven: u32,
     /// Shared with other clients; `None` where one cannot look.
@@ -46,13 +57,22 @@ pub(super) struct Patience {
 impl Patience {
     /// Of a client that nothing is known of.
     pub(super) fn new(can_look: bool) -> Self {
-        Self { unproven: PROOF, lookouts: can_look.then(lookouts) }
+        Self { moment: MOMENT, proof: PROOF, unproven: PROOF, lookouts: can_look.then(lookouts) }
+    }
+
+    /// The same for the rest of large requests, where one can look. A client on another host sends as its network does.
+    pub(super) fn with_rest(is_on_this_host: bool) -> Self {
+        let usual = Self::new(true);
+        if !is_on_this_host {
+            return usual;
+        }
+        Self { moment: MOMENT_OF_REST, proof: PROOF_OF_REST, unproven: PROOF_OF_REST, ..usual }
     }
 
     /// Of one who has come back soon as often as it takes.
     #[cfg(test)]
     pub(super) fn proven() -> Self {
-        Self { unproven: 0, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(1)))) }
+        Self { unproven: 0, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(1)))), ..Self::new(true) }
     }
 
     /// Whether the next one is looked out for.
@@ -67,26 +87,45 @@ impl Patience {
     /// Those of `look`.
     pub(super) fn wait<T>(&mut self, mut look: impl FnMut(bool) -> io::Result<Option<T>>) -> io::Result<T> {
         let began = Instant::now();
-        if let Some(_lookout) = self.lookouts.filter(|_| self.unproven == 0).and_then(Lookout::take) {
-            loop {
-                if let Some(come) = look(false)? {
-                    return Ok(come);
-                }
-                if began.elapsed() >= MOMENT {
-                    break;
-                }
-                // Whoever else has work to do goes first.
-                thread::yield_now();
-            }
-            self.unproven = PROOF;
+        if let Some(come) = self.look_out(|| look(false))? {
+            return Ok(come);
         }
         loop {
             if let Some(come) = look(true)? {
-                if began.elapsed() < SOON {
-                    self.unproven = self.unproven.saturating_sub(1);
-                }
+                self.came_after(began.elapsed());
                 return Ok(come);
             }
+        }
+    }
+
+    /// The part of it that is awake, by a `look` that never sleeps: `None` if that was in vain, or is not expected to pay.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub(super) fn look_out<T, E>(
+        &mut self,
+        mut look: impl FnMut() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
+        let lookout = self.lookouts.filter(|_| self.unproven == 0).and_then(Lookout::take);
+        let Some(_lookout) = lookout else { return Ok(None) };
+        let began = Instant::now();
+        loop {
+            if let Some(come) = look()? {
+                return Ok(Some(come));
+            }
+            if began.elapsed() >= self.moment {
+                self.unproven = self.proof;
+                return Ok(None);
+            }
+            // Whoever else has work to do goes first.
+            thread::yield_now();
+        }
+    }
+
+    /// It has come to one who slept, so long after it was waited for.
+    pub(super) fn came_after(&mut self, time: Duration) {
+        if time < self.moment + WAKE_UP {
+            self.unproven = self.unproven.saturating_sub(1);
         }
     }
 }
@@ -112,7 +151,8 @@ mod tests {
     use super::*;
 
     fn patience(unproven: u32, lookouts: usize) -> Patience {
-        Patience { unproven, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(lookouts)))) }
+        let lookouts = Some(Box::leak(Box::new(AtomicUsize::new(lookouts))) as &AtomicUsize);
+        Patience { unproven, lookouts, ..Patience::new(true) }
     }
 
     /// Waits for what comes at once, or late, to one who sleeps, and never to one who looks; how often it was looked for.
@@ -121,7 +161,7 @@ mod tests {
         let wait = patience.wait(|sleeps| {
             looks += usize::from(!sleeps);
             if late {
-                thread::sleep(SOON);
+                thread::sleep(MOMENT + WAKE_UP);
             }
             Ok(sleeps.then_some(()))
         });
@@ -139,6 +179,31 @@ mod tests {
             }
             assert!(looks(&mut patience, false) > 0);
             assert!(patience.unproven >= PROOF - 1, "in vain");
+        }
+    }
+
+    /// By one who sleeps elsewhere, and tells of it.
+    #[test]
+    fn the_rest_of_a_request_is_looked_out_for_after_less_proof() {
+        let mut rest = Patience { lookouts: patience(0, 1).lookouts, ..Patience::with_rest(true) };
+        let looks = |rest: &mut Patience, come: Option<()>| {
+            let mut looks = 0;
+            let seen = rest.look_out(|| {
+                looks += 1;
+                Ok::<_, ()>(come)
+            });
+            assert_eq!(seen, Ok(come.filter(|()| looks > 0)));
+            looks
+        };
+        for _ in 0..2 {
+            rest.came_after(MOMENT_OF_REST + WAKE_UP);
+            assert_eq!(looks(&mut rest, None), 0, "that was not soon");
+            for _ in 0..PROOF_OF_REST {
+                assert_eq!(looks(&mut rest, None), 0);
+                rest.came_after(Duration::ZERO);
+            }
+            assert_eq!(looks(&mut rest, Some(())), 1);
+            assert!(looks(&mut rest, None) > 1, "for a while, in vain");
         }
     }
 
@@ -161,7 +226,7 @@ mod tests {
         wait.unwrap();
         assert!(looks(&mut second, false) > 0);
         assert_eq!(looks(&mut patience(0, 0), false), 0, "there is one processor");
-        assert_eq!(looks(&mut Patience { unproven: 0, lookouts: None }, false), 0);
+        assert_eq!(looks(&mut Patience { lookouts: None, ..first }, false), 0);
     }
 
     #[test]

@@ -6,22 +6,30 @@
 //! tell of many ends at once: they are answered a few at a time, so that it has the client's next requests before the
 //! last of them is.
 //!
-//! What a lane does not take, and long writes, go to a thread that can wait, as everywhere else; before this one waits
-//! for anything else, it has nothing under way any more, for nobody else would notice its end.
+//! A client's socket holds little of a long write, so the client and this thread pass it on to each other bit by bit.
+//! What has come is made ready for the device while the client sends on ([`Lane::prepare`]), and the rest is looked out
+//! for: then the one writes into the socket while the other reads from it and enciphers, and neither falls asleep.
+//!
+//! What a lane does not take goes to a thread that can wait, as everywhere else; before this one waits for anything else,
+//! it has nothing under way any more, for nobody else would notice its end.
+
+mod fit;
+mod payload;
 
 use std::os::fd::BorrowedFd;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::buffers::{Buffer, PIECE};
+use self::payload::Payload;
+use super::buffers::Buffer;
 use super::connection::Connection;
 use super::crew::Turn;
 use super::incoming::Now;
+use super::patience::Patience;
 use super::receiver::{Job, Receiver};
 use super::reply::{Hangup, Pending, Queue, Sent};
 use super::request::nbd_error;
 use crate::block::{BlockError, DEPTH, Direction, Event, Extents, Lane, Readiness, Transfer};
-use crate::nbd::wire::{Command, CommandFlags, Request};
 
 /// Tokens of what is watched.
 const CLIENT_SENDS: usize = 0;
@@ -35,8 +43,6 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// So many ends at most are answered before the client and the device have their turns again.
 const TOGETHER: usize = 8;
-/// Longer writes go to threads, so that one receives while another enciphers. A few of that length keep a disk busy.
-const LONGEST_WRITE: usize = 64 << 10;
 
 /// One thread's requests that are under way, and their replies.
 pub(super) struct Traffic<'a> {
@@ -47,6 +53,10 @@ pub(super) struct Traffic<'a> {
     free: Vec<usize>,
     queue: Queue<'a>,
     payload: Option<Payload<'a>>,
+    /// How the rest of a large payload is waited for.
+    rest: Patience,
+    /// Since when that is, asleep.
+    asleep: Option<Instant>,
     /// By token, what the lane watches just now.
     watched: [bool; 3],
     /// There may be something to read from the client.
@@ -57,13 +67,6 @@ pub(super) struct Traffic<'a> {
     is_cut_short: bool,
     /// Of what has ended last; kept for the memory it has.
     extents: Extents,
-}
-
-/// A write whose data is coming in.
-struct Payload<'a> {
-    request: Request,
-    buffer: Buffer<'a>,
-    filled: usize,
 }
 
 /// What a thread does next that has served what it can.
@@ -91,11 +94,6 @@ enum Stop<'a> {
 }
 
 impl<'a> Traffic<'a> {
-    /// True if what comes next may be a request for a lane.
-    pub(super) fn suits(receiver: &Receiver) -> bool {
-        receiver.peek().is_none_or(|(request, _)| direction(&request).is_some())
-    }
-
     /// `None` where the device has no use for it, or as many lanes as it may. Under TLS, that a socket is ready does not say
     /// that a request is.
     pub(super) fn of(connection: &'a Connection) -> Option<Self> {
@@ -107,6 +105,8 @@ impl<'a> Traffic<'a> {
             free: (0..DEPTH).rev().collect(),
             queue: Queue::new(connection.outgoing()),
             payload: None,
+            rest: connection.rest(),
+            asleep: None,
             watched: [false; 3],
             readable: true,
             is_tired: false,
@@ -143,12 +143,12 @@ impl<'a> Traffic<'a> {
                 }
                 return Ok(then);
             }
-            if wants_more && self.readable && self.read(turn)? {
+            if wants_more && (self.readable && self.read(turn)? || self.look_out(turn)?) {
                 if !self.readable {
                     continue;
                 }
                 // More may be there, and yet more behind it; what is under way does not wait for that.
-                self.lane.wait(Some(Duration::ZERO))?;
+                self.lane.look()?;
             } else if !self.lane.has_more() {
                 self.wait(turn, wants_more, sent)?;
             }
@@ -199,6 +199,9 @@ impl<'a> Traffic<'a> {
     /// Waits for the client and for what is under way.
     fn wait(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) -> Result<(), Hangup> {
         self.watch_all(receiver, wants_more, sent);
+        if self.payload.as_ref().is_some_and(Payload::is_large) {
+            self.asleep.get_or_insert_with(Instant::now);
+        }
         let at_most = match sent {
             // Who else is sending does not tell when that is done.
             Sent::NotNow => Some(SENDING),
@@ -226,16 +229,41 @@ impl<'a> Traffic<'a> {
         sent.and_then(|_| self.queue.send())
     }
 
+    /// Waits awake for the rest of a write's data, as long as nothing has ended: true if some of it has come, or its end.
+    fn look_out(&mut self, receiver: &mut Receiver) -> Result<bool, Hangup> {
+        let Some(is_large) = self.payload.as_ref().map(Payload::is_large) else { return Ok(false) };
+        self.lane.look()?;
+        if self.lane.has_more() {
+            return Ok(false);
+        }
+        if !is_large {
+            // Its header may have come by itself. On the same processor, the client now sends the rest, and perhaps more.
+            thread::yield_now();
+            return self.read(receiver);
+        }
+        // A copy, for `read` needs all of this.
+        let mut rest = self.rest;
+        let came = rest.look_out(|| {
+            if self.read(receiver)? {
+                return Ok(Some(true));
+            }
+            self.lane.look()?;
+            Ok::<_, Hangup>(self.lane.has_more().then_some(false))
+        });
+        self.rest = rest;
+        Ok(came? == Some(true))
+    }
+
     /// Reads what the client has sent; false if that is nothing yet.
     fn read(&mut self, receiver: &mut Receiver) -> Result<bool, Hangup> {
         let now = match &mut self.payload {
-            Some(payload) => receiver.read_now(&mut payload.buffer, payload.filled)?,
+            Some(payload) => payload.read(receiver)?,
             None => receiver.read_now(&mut [], 0)?,
         };
         match now {
-            Now::Came { asked, all } => {
-                if let Some(payload) = &mut self.payload {
-                    payload.filled += asked;
+            Now::Came { all, .. } => {
+                if let Some(since) = self.asleep.take() {
+                    self.rest.came_after(since.elapsed());
                 }
                 self.readable = !all;
             }
@@ -302,15 +330,12 @@ impl<'a> Traffic<'a> {
     /// Begins the requests that are here, up to the first one that is none for a lane.
     fn begin_all(&mut self, receiver: &mut Receiver) -> Result<Stop<'a>, Hangup> {
         loop {
-            if let Some(payload) = &mut self.payload {
-                payload.filled += receiver.take_here(&mut payload.buffer[payload.filled..]);
-                if payload.filled < payload.buffer.len() {
-                    return Ok(Stop::Here);
-                }
+            if self.payload.as_mut().is_some_and(|payload| !payload.fill(receiver, &*self.lane)) {
+                return Ok(Stop::Here);
             }
-            if let Some(Payload { request, buffer, .. }) = self.payload.take() {
-                if let Some((pending, buffer)) = self.begin(request, buffer, Direction::Write) {
-                    return Ok(Stop::Refused(pending, Job::Write(buffer)));
+            if let Some(payload) = self.payload.take() {
+                if let Some(refused) = self.begin(payload, Direction::Write) {
+                    return Ok(refused);
                 }
                 continue;
             }
@@ -318,23 +343,25 @@ impl<'a> Traffic<'a> {
                 let part = receiver.here().is_empty() || receiver.has_half_a_header();
                 return Ok(if part { Stop::Here } else { Stop::Other });
             };
-            let (Some(direction), Ok(())) = (direction(&request), self.connection.judge(&request)) else {
+            let judged = self.connection.judge(&request).ok();
+            let Some((direction, length)) = judged.and_then(|()| fit::taken(&request, &*self.lane)) else {
                 return Ok(Stop::Other);
             };
             // Replies take memory too, until they are read.
             if self.lane.under_way() + self.queue.len() >= DEPTH {
                 return Ok(Stop::Memory);
             }
-            let length = usize::try_from(request.length).unwrap_or(PIECE);
             let Some(buffer) = self.connection.pool().borrow_now(length) else {
                 return Ok(Stop::Memory);
             };
+            let Some(token) = self.free.pop() else { return Ok(Stop::Memory) };
             receiver.use_here(header);
+            let payload = Payload::new(request, buffer, token);
             match direction {
-                Direction::Write => self.payload = Some(Payload { request, buffer, filled: 0 }),
+                Direction::Write => self.payload = Some(payload),
                 Direction::Read => {
-                    if let Some((pending, buffer)) = self.begin(request, buffer, Direction::Read) {
-                        return Ok(Stop::Refused(pending, Job::Read(buffer)));
+                    if let Some(refused) = self.begin(payload, direction) {
+                        return Ok(refused);
                     }
                 }
             }
@@ -342,16 +369,11 @@ impl<'a> Traffic<'a> {
     }
 
     /// Gives back what the lane does not take.
-    fn begin(
-        &mut self,
-        request: Request,
-        mut buffer: Buffer<'a>,
-        direction: Direction,
-    ) -> Option<(Pending<'a>, Buffer<'a>)> {
+    fn begin(&mut self, payload: Payload<'a>, direction: Direction) -> Option<Stop<'a>> {
+        let Payload { request, mut buffer, token, prepared, .. } = payload;
         let pending = Pending::new(request, self.connection.outgoing());
-        let Some(token) = self.free.pop() else { return Some((pending, buffer)) };
         let (offset, length, pages) = (request.offset, buffer.len(), buffer.lend());
-        match self.lane.begin(Transfer { token, direction, offset, length, pages }) {
+        match self.lane.begin(Transfer { token, direction, offset, length, pages, prepared }) {
             Ok(()) => {
                 self.waiting[token] = Some((pending, buffer));
                 None
@@ -359,21 +381,10 @@ impl<'a> Traffic<'a> {
             Err(transfer) => {
                 buffer.take_back(transfer.pages);
                 self.free.push(token);
-                Some((pending, buffer))
+                let job = if direction == Direction::Read { Job::Read } else { Job::Write };
+                Some(Stop::Refused(pending, job(buffer)))
             }
         }
-    }
-}
-
-/// Which way a request's data goes, if it is one for a lane: it asks for nothing else, fits a buffer, and is no long write.
-fn direction(request: &Request) -> Option<Direction> {
-    let fits = |most: usize| (1..=most as u64).contains(&request.length);
-    match request.command {
-        Command::READ if fits(PIECE) && request.flags.only(CommandFlags::DF) => Some(Direction::Read),
-        Command::WRITE if fits(LONGEST_WRITE) && request.flags.only(CommandFlags::PAYLOAD_LEN) => {
-            Some(Direction::Write)
-        }
-        _ => None,
     }
 }
 

@@ -107,8 +107,8 @@ impl<'a> Worker<'a> {
         recruit: impl Fn(),
     ) -> Result<Option<Task<'a>>, Hangup> {
         while turn.wait()? {
-            // One that takes only long writes needs none, and others may.
-            if self.traffic.is_none() && Traffic::suits(&turn) {
+            // One that takes only what is none for a lane needs none, and others may.
+            if self.traffic.is_none() && Traffic::suits(&turn, self.connection) {
                 self.traffic = Traffic::of(self.connection);
             }
             let step = match &mut self.traffic {

@@ -24,6 +24,8 @@ pub(super) struct Device {
     fetched: Mutex<Vec<u64>>,
     /// Has lanes.
     pub(super) is_slow: AtomicBool,
+    /// Its lanes take no writes.
+    pub(super) refuses: AtomicBool,
     steps: Mutex<Vec<Step>>,
 }
 
@@ -54,6 +56,7 @@ impl Default for Device {
             flushes: AtomicUsize::new(0),
             fetched: Mutex::default(),
             is_slow: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
             steps: Mutex::default(),
         }
     }

@@ -19,6 +19,8 @@ pub(super) enum Step {
     HandedOver(usize),
     /// The end of one with so many bytes was told.
     Told(usize),
+    /// So many bytes, one at least, were prepared of a write that was not there yet.
+    Prepared(usize),
 }
 
 /// Ends all that is under way at once, and not before nothing else is left to do.
@@ -36,7 +38,7 @@ impl<'a> SlowLane<'a> {
         Self { device, begun, handed_over, ended: VecDeque::new(), watched }
     }
 
-    fn look(&mut self, at_most: Option<Duration>) {
+    fn look_at_watched(&mut self, at_most: Option<Duration>) {
         let at_most = at_most.map(|time| Timespec::try_from(time).unwrap());
         let mut polled: Vec<_> = self
             .watched
@@ -58,8 +60,32 @@ impl<'a> SlowLane<'a> {
     }
 }
 
+/// Changes what is prepared, as enciphering does. Done twice, it is undone.
+fn change(data: &mut [u8]) {
+    data.iter_mut().for_each(|byte| *byte ^= 0x5A);
+}
+
 impl Lane for SlowLane<'_> {
-    fn begin(&mut self, transfer: Transfer) -> Result<(), Transfer> {
+    fn takes(&self, _: Direction, _: u64, _: usize) -> bool {
+        true
+    }
+
+    fn prepare(&self, offset: u64, data: &mut [u8]) -> usize {
+        assert!(offset.is_multiple_of(BLOCK as u64), "it goes on after what was prepared");
+        let whole = data.len() - data.len() % BLOCK;
+        change(&mut data[..whole]);
+        if whole > 0 {
+            self.device.note(Step::Prepared(whole));
+        }
+        whole
+    }
+
+    fn begin(&mut self, mut transfer: Transfer) -> Result<(), Transfer> {
+        let prepared = transfer.prepared;
+        change(&mut transfer.data()[..prepared]);
+        if transfer.direction == Direction::Write && self.device.refuses.load(Ordering::SeqCst) {
+            return Err(transfer);
+        }
         self.begun.push(transfer);
         Ok(())
     }
@@ -81,6 +107,11 @@ impl Lane for SlowLane<'_> {
         Ok(())
     }
 
+    fn look(&mut self) -> io::Result<()> {
+        self.look_at_watched(Some(Duration::ZERO));
+        Ok(())
+    }
+
     fn has_more(&self) -> bool {
         !self.ended.is_empty()
     }
@@ -90,7 +121,7 @@ impl Lane for SlowLane<'_> {
             return Ok(());
         }
         self.hand_over()?;
-        self.look(if self.handed_over.is_empty() { at_most } else { Some(Duration::ZERO) });
+        self.look_at_watched(if self.handed_over.is_empty() { at_most } else { Some(Duration::ZERO) });
         if self.ended.is_empty() && at_most != Some(Duration::ZERO) {
             self.ended.extend(self.handed_over.drain(..).map(|transfer| Event::Done(transfer, Ok(()))));
         }
@@ -148,20 +179,60 @@ fn what_has_ended_is_answered_a_few_at_a_time() {
 }
 
 #[test]
-fn long_writes_are_left_to_threads() {
+fn writes_go_by_lanes_if_they_fit_a_buffer() {
     for form in FORMS {
         let (server, mut client) = attach(form);
         let peer = &mut client.peer;
-        for (number, length) in [64 << 10, (64 << 10) + BLOCK, PIECE].into_iter().enumerate() {
+        for (number, length) in [BLOCK, (64 << 10) + 1, PIECE, PIECE + 1].into_iter().enumerate() {
             let data = pattern(length, number);
             assert_eq!(peer.write(0, 0, &data).error(), 0);
             let read = peer.done(Command::READ, 0, 0, length as u64);
             assert_eq!(read.data(0, length), data);
         }
-        let told = [64 << 10, 64 << 10, (64 << 10) + BLOCK, PIECE].map(Step::Told);
+        let fit = [BLOCK, (64 << 10) + 1, PIECE];
         let steps = server.device.steps();
         let ends: Vec<_> = steps.iter().copied().filter(|step| matches!(step, Step::Told(_))).collect();
-        assert_eq!(ends, told, "one write, and all reads");
+        assert_eq!(ends, fit.map(|length| [Step::Told(length); 2]).concat(), "a write and a read each");
+    }
+}
+
+/// With and without pauses.
+#[test]
+fn the_data_of_a_long_write_is_prepared_as_it_comes_in() {
+    for refuses in [false, true] {
+        for form in FORMS {
+            let (server, mut client) = attach(form);
+            let peer = &mut client.peer;
+            for (number, length) in [PIECE, 200_000, BLOCK + 1, PIECE].into_iter().enumerate() {
+                server.device.refuses.store(refuses, Ordering::SeqCst);
+                let data = pattern(length, number);
+                let before = server.device.steps().len();
+                let flags = if form == Replies::Extended { PAYLOAD_LEN } else { 0 };
+                let (cookie, header) = peer.request(Command::WRITE, flags, 0, length as u64);
+                let sent = [&header[..], &data].concat();
+                // All but the last part are prepared before it comes.
+                let (most, last) = sent.split_at(sent.len() - 1);
+                for part in most.chunks(50_001) {
+                    peer.stream.write_all(part).unwrap();
+                    if number != 3 {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+                let whole = (length - 1) / BLOCK * BLOCK;
+                let prepared = || {
+                    let steps = server.device.steps();
+                    let of = |step: &Step| if let Step::Prepared(bytes) = step { *bytes } else { 0 };
+                    steps[before..].iter().map(of).sum::<usize>()
+                };
+                until(|| prepared() == whole, prepared);
+                peer.stream.write_all(last).unwrap();
+                let reply = peer.reply();
+                assert_eq!((reply.cookie, reply.error()), (cookie, 0));
+                let read = peer.done(Command::READ, 0, 0, length as u64);
+                assert!(read.data(0, length) == data, "{refuses} {form:?} {number}");
+                assert_eq!(prepared(), whole, "each byte once");
+            }
+        }
     }
 }
 
