@@ -314,6 +314,7 @@ impl Drop for Ring<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;
@@ -420,7 +421,20 @@ mod tests {
     fn descriptors_are_watched_beside_transfers() {
         let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
         let mut ring = rings.ring(&file).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        // What a look finds that waits for nothing.
+        ring.watch(ours.as_fd(), Readiness::Input, 4);
+        ring.hand_over().unwrap();
+        ring.look().unwrap();
+        assert!(!ring.has_ended());
+        theirs.write_all(b"x").unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while !ring.has_ended() {
+            assert!(std::time::Instant::now() < deadline);
+            ring.look().unwrap();
+        }
+        assert!(matches!(ring.next_ended(), Some(Ended::Watch(4))));
+        (&ours).read_exact(&mut [0]).unwrap();
         ring.watch(ours.as_fd(), Readiness::Room, 5);
         ring.wait(None).unwrap();
         assert!(matches!(ring.next_ended(), Some(Ended::Watch(5))));

@@ -344,7 +344,7 @@ mod tests {
                 for (number, part) in sent.chunks(50_001).enumerate() {
                     (&theirs).write_all(part).unwrap();
                     if number % 4 == 0 {
-                        // Longer than anybody is looked out for.
+                        // Longer than `proven` looks out.
                         std::thread::sleep(std::time::Duration::from_micros(200));
                     }
                 }

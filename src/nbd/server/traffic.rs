@@ -55,8 +55,8 @@ pub(super) struct Traffic<'a> {
     payload: Option<Payload<'a>>,
     /// How the rest of a large payload is waited for.
     rest: Patience,
-    /// Since when that is, asleep.
-    asleep: Option<Instant>,
+    /// Since when that is.
+    wanted_since: Option<Instant>,
     /// By token, what the lane watches just now.
     watched: [bool; 3],
     /// There may be something to read from the client.
@@ -106,7 +106,7 @@ impl<'a> Traffic<'a> {
             queue: Queue::new(connection.outgoing()),
             payload: None,
             rest: connection.rest(),
-            asleep: None,
+            wanted_since: None,
             watched: [false; 3],
             readable: true,
             is_tired: false,
@@ -199,9 +199,6 @@ impl<'a> Traffic<'a> {
     /// Waits for the client and for what is under way.
     fn wait(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) -> Result<(), Hangup> {
         self.watch_all(receiver, wants_more, sent);
-        if self.payload.as_ref().is_some_and(Payload::is_large) {
-            self.asleep.get_or_insert_with(Instant::now);
-        }
         let at_most = match sent {
             // Who else is sending does not tell when that is done.
             Sent::NotNow => Some(SENDING),
@@ -241,6 +238,7 @@ impl<'a> Traffic<'a> {
             thread::yield_now();
             return self.read(receiver);
         }
+        self.wanted_since.get_or_insert_with(Instant::now);
         // A copy, for `read` needs all of this.
         let mut rest = self.rest;
         let came = rest.look_out(|| {
@@ -262,7 +260,7 @@ impl<'a> Traffic<'a> {
         };
         match now {
             Now::Came { all, .. } => {
-                if let Some(since) = self.asleep.take() {
+                if let Some(since) = self.wanted_since.take() {
                     self.rest.came_after(since.elapsed());
                 }
                 self.readable = !all;
