@@ -165,7 +165,7 @@ impl Connection {
         self.link.plain().map(Socket::as_fd)
     }
 
-    /// How the rest of a large request is waited for.
+    /// How the rest of a large request is waited for by a thread that nobody else works beside.
     pub(super) fn rest(&self) -> Patience {
         self.link.rest()
     }

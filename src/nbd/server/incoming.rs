@@ -107,8 +107,7 @@ impl Incoming {
     pub(super) fn new(link: Arc<Link>, pause: Option<Arc<Pause>>) -> Self {
         let pause = pause.filter(|_| link.can_be_handed_over());
         let ahead = Pages::new(READ_AHEAD);
-        let patience = Patience::new(link.plain().is_some());
-        let rest = link.rest();
+        let [patience, rest] = [(); 2].map(|()| Patience::new(link.plain().is_some()));
         Self { link, ahead, unused: 0..0, pause, patience, rest, window: READ_AHEAD }
     }
 

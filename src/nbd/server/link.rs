@@ -59,7 +59,7 @@ impl Link {
         }
     }
 
-    /// How the rest of a large request is waited for.
+    /// How the rest of a large request is waited for by a thread that nobody else works beside.
     pub(super) fn rest(&self) -> Patience {
         match self {
             Self::Plain(socket) => Patience::with_rest(matches!(socket, Socket::Unix(_))),

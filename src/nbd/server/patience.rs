@@ -6,8 +6,9 @@
 //! between its requests, and one that is gone, cost nothing. And never are all processors busy with looking out.
 //!
 //! The rest of a large request is waited for in the same way, and for the same reason: a Unix socket holds a fifth of
-//! 1 MiB, so that both sides would fall asleep and be woken again for every fifth. That its client is about to send it
-//! is known, so it takes less proof, and it is looked out for longer: the client itself may have to be woken first.
+//! 1 MiB, so that both sides would fall asleep and be woken again for every fifth. Where one
+//! thread does all, it takes less proof, for the client is known to be about to send it, and looks out for longer, for
+//! the client itself may have to be woken first.
 
 use std::io;
 use std::num::NonZero;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// How long it is looked out for the next request.
 const MOMENT: Duration = Duration::from_micros(50);
-/// The same for the rest of one, on a Unix socket.
+/// The same for the rest of one on a Unix socket, by a thread that does all: others would want its processor.
 const MOMENT_OF_REST: Duration = Duration::from_micros(300);
 /// What it takes to fall asleep and to be woken: what has come so much later than a moment, to one who slept, would have
 /// come within the moment to one who looked out.
