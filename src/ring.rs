@@ -172,7 +172,7 @@ impl<'a> Ring<'a> {
         Ok(())
     }
 
-    /// Waits until there is an end to tell, or the time is over.
+    /// Waits until there is an end to tell, or the time is over. What has ended together is told together.
     ///
     /// # Errors
     /// The operating system's.
@@ -185,7 +185,9 @@ impl<'a> Ring<'a> {
                 break;
             }
         }
-        Ok(())
+        // Whom the kernel has woken it gives as many completions as were waited for, which is one (io_cqring_wait() in
+        // io_uring/io_uring.c), whatever else there is by now.
+        self.look()
     }
 
     /// What has ended, if there is more to tell.
@@ -319,6 +321,8 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;
 
+    use rustix::event::{EventfdFlags, eventfd};
+
     use super::*;
     use crate::pages::Pages;
 
@@ -449,6 +453,37 @@ mod tests {
         ring.wait(None).unwrap();
         assert!(matches!(ring.next_ended(), Some(Ended::Watch(6))));
         assert_eq!(ring.under_way(), 0);
+    }
+
+    #[test]
+    fn what_ends_together_is_told_together() {
+        const ALL: usize = 8;
+        const TRIES: usize = 20;
+        let (file, rings) = (tempfile::tempfile().unwrap(), Rings::default());
+        let mut ring = rings.ring(&file).unwrap();
+        let together = (0..TRIES).filter(|_| {
+            let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            for token in 0..ALL {
+                ring.watch(event.as_fd(), Readiness::Input, token);
+            }
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    // By then the other one sleeps, mostly.
+                    std::thread::sleep(Duration::from_millis(5));
+                    rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+                });
+                ring.wait(None).unwrap();
+            });
+            let at_once = std::iter::from_fn(|| ring.next_ended()).count();
+            for told in at_once..ALL {
+                ring.wait(None).unwrap();
+                assert!(ring.next_ended().is_some(), "{told} of {ALL}");
+            }
+            at_once == ALL
+        });
+        let together = together.count();
+        // Who is very quick may wake up between two of them.
+        assert!(together > TRIES / 2, "{together} of {TRIES}");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! What a lane does not take goes to a thread that can wait, as everywhere else; before this one waits for anything else,
 //! it has nothing under way any more, for nobody else would notice its end.
 
+mod ends;
 mod fit;
 mod payload;
 
@@ -40,9 +41,6 @@ const PAUSE: usize = 2;
 const SENDING: Duration = Duration::from_millis(20);
 /// How long a client with nothing under way is waited for on its lane, which Linux counts as waiting for a disk.
 const PATIENCE: Duration = Duration::from_millis(20);
-
-/// So many ends at most are answered before the client and the device have their turns again.
-const TOGETHER: usize = 8;
 
 /// One thread's requests that are under way, and their replies.
 pub(super) struct Traffic<'a> {
@@ -292,36 +290,6 @@ impl<'a> Traffic<'a> {
     fn watch(&mut self, descriptor: BorrowedFd<'_>, readiness: Readiness, token: usize) {
         if !std::mem::replace(&mut self.watched[token], true) {
             self.lane.watch(descriptor, readiness, token);
-        }
-    }
-
-    /// Puts replies to what has ended into the queue, at most [`TOGETHER`].
-    fn harvest(&mut self) {
-        for _ in 0..TOGETHER {
-            let Some(event) = self.lane.next(&mut self.extents) else { break };
-            match event {
-                Event::Done(transfer, result) => self.answer(transfer, result),
-                // It stays as it is, and has been seen.
-                Event::Ready(PAUSE) => {}
-                Event::Ready(token) => {
-                    self.watched[token] = false;
-                    self.readable |= token == CLIENT_SENDS;
-                }
-            }
-        }
-    }
-
-    fn answer(&mut self, transfer: Transfer, result: Result<(), BlockError>) {
-        let Some((pending, mut buffer)) = self.waiting[transfer.token].take() else { return };
-        self.free.push(transfer.token);
-        buffer.take_back(transfer.pages);
-        match (transfer.direction, result) {
-            (Direction::Read, Ok(())) => {
-                let least = self.connection.device().features().preferred_block.into();
-                self.queue.answer_read(pending, buffer, &self.extents, least);
-            }
-            (Direction::Read, Err(error)) => self.queue.answer_failed_read(pending, nbd_error(error)),
-            (Direction::Write, result) => self.queue.answer(pending, result.map_err(nbd_error)),
         }
     }
 

@@ -179,6 +179,22 @@ fn what_has_ended_is_answered_a_few_at_a_time() {
 }
 
 #[test]
+fn a_long_read_is_answered_before_the_next_one_is_taken() {
+    for form in FORMS {
+        let (server, mut client) = attach(form);
+        server.device.close_gate();
+        // The socket has room for the first one, which is not short.
+        let reads = [(0, 128 << 10), (STUCK, BLOCK as u64)];
+        ask_all(&mut client.peer, &reads.map(|(offset, length)| (Command::READ, 0, offset, length, &[][..])));
+        // The second one is stuck on its way out of the lane.
+        replies(&mut client.peer, 1);
+        server.device.open_gate();
+        replies(&mut client.peer, 1);
+        assert_eq!(server.device.steps()[0], Step::HandedOver(2), "they have come together");
+    }
+}
+
+#[test]
 fn writes_of_whole_blocks_go_by_lanes_if_they_fit_a_buffer() {
     for form in FORMS {
         let (server, mut client) = attach(form);
