@@ -29,8 +29,7 @@ use super::incoming::Now;
 use super::patience::Patience;
 use super::receiver::{Job, Receiver};
 use super::reply::{Hangup, Pending, Queue, Sent};
-use super::request::nbd_error;
-use crate::block::{BlockError, DEPTH, Direction, Event, Extents, Lane, Readiness, Transfer};
+use crate::block::{DEPTH, Direction, Extents, Lane, Readiness, Transfer};
 
 /// Tokens of what is watched.
 const CLIENT_SENDS: usize = 0;
@@ -159,12 +158,14 @@ impl<'a> Traffic<'a> {
         self.lane.hand_over()?;
         let some = self.queue.len() > 0;
         let sent = self.queue.send_now()?;
-        if some && sent == Sent::All && self.lane.has_more() && !receiver.reads_no_more() {
-            // The device is to have the client's next requests while more replies are made. On the same processor, the
-            // client would otherwise not run before all of them are, and the device have nothing to do meanwhile.
-            // With nothing left to send, this comes again only after more has ended.
-            thread::yield_now();
+        if some && self.lane.has_more() && !receiver.reads_no_more() {
+            // The device is to have the client's next requests while more replies are made.
             self.readable = true;
+            if sent == Sent::All {
+                // On the same processor, the client would otherwise not run before all of them are, and the device have
+                // nothing to do meanwhile. With nothing left to send, this comes again only after more has ended.
+                thread::yield_now();
+            }
         }
         Ok(sent)
     }
