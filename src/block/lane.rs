@@ -90,7 +90,7 @@ pub trait Lane {
     /// The operating system's: nothing will happen any more.
     fn hand_over(&mut self) -> io::Result<()>;
 
-    /// Looks whether there is something to tell, without waiting and mostly without a system call.
+    /// Looks whether there is something to tell, or more of it, without waiting and mostly without a system call.
     ///
     /// # Errors
     /// The operating system's: nothing will happen any more.

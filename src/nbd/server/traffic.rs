@@ -58,6 +58,8 @@ pub(super) struct Traffic<'a> {
     watched: [bool; 3],
     /// There may be something to read from the client.
     readable: bool,
+    /// It had nothing left to do when this thread waited last, but to wait for its replies: the next one wakes it up.
+    client_sleeps: bool,
     /// The last wait was in vain.
     is_tired: bool,
     /// The stream has ended in the middle of a write's data.
@@ -106,6 +108,7 @@ impl<'a> Traffic<'a> {
             wanted_since: None,
             watched: [false; 3],
             readable: true,
+            client_sleeps: false,
             is_tired: false,
             is_cut_short: false,
             extents: Extents::default(),
@@ -145,10 +148,10 @@ impl<'a> Traffic<'a> {
                     continue;
                 }
                 // More may be there, and yet more behind it; what is under way does not wait for that.
-                self.lane.look()?;
             } else if !self.lane.has_more() {
                 self.wait(turn, wants_more, sent)?;
             }
+            self.lane.look()?;
             self.harvest();
         }
     }
@@ -198,6 +201,7 @@ impl<'a> Traffic<'a> {
     /// Waits for the client and for what is under way.
     fn wait(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) -> Result<(), Hangup> {
         self.watch_all(receiver, wants_more, sent);
+        self.client_sleeps = wants_more && self.queue.len() == 0;
         let at_most = match sent {
             // Who else is sending does not tell when that is done.
             Sent::NotNow => Some(SENDING),

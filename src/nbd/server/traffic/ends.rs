@@ -9,12 +9,16 @@ const TOGETHER: usize = 8;
 /// And no further one once so many bytes have been deciphered, for some 15 µs where the processor has VAES: the client, and
 /// then the device, may have nothing to do until they are sent.
 const MUCH: usize = 128 << 10;
+/// As so many bytes counts a read that is shorter: its reply takes time as well.
+const LEAST: usize = MUCH / 4;
 
 impl Traffic<'_> {
     /// Puts replies to what has ended into the queue.
     pub(super) fn harvest(&mut self) {
+        // It takes the client longer to wake up than to make that many replies.
+        let most = if std::mem::take(&mut self.client_sleeps) { 1 } else { TOGETHER };
         let mut bytes = 0;
-        for _ in 0..TOGETHER {
+        for _ in 0..most {
             if bytes >= MUCH {
                 break;
             }
@@ -22,7 +26,7 @@ impl Traffic<'_> {
             match event {
                 Event::Done(transfer, result) => {
                     if transfer.direction == Direction::Read && result.is_ok() {
-                        bytes += transfer.length;
+                        bytes += transfer.length.max(LEAST);
                     }
                     self.answer(transfer, result);
                 }
