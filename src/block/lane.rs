@@ -90,7 +90,8 @@ pub trait Lane {
     /// The operating system's: nothing will happen any more.
     fn hand_over(&mut self) -> io::Result<()>;
 
-    /// Looks whether there is something to tell, or more of it, without waiting and mostly without a system call.
+    /// Looks whether there is something to tell, or more of it unless there is much, without waiting and mostly without a
+    /// system call.
     ///
     /// # Errors
     /// The operating system's: nothing will happen any more.
@@ -99,7 +100,7 @@ pub trait Lane {
     /// True if [`Lane::next`] has something to tell.
     fn has_more(&self) -> bool;
 
-    /// Waits until there is something to tell, or the time is over.
+    /// Waits until there is something to tell, of which there may be more, or the time is over.
     ///
     /// # Errors
     /// The operating system's: nothing will happen any more.

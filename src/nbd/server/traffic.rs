@@ -58,7 +58,8 @@ pub(super) struct Traffic<'a> {
     watched: [bool; 3],
     /// There may be something to read from the client.
     readable: bool,
-    /// It had nothing left to do when this thread waited last, but to wait for its replies: the next one wakes it up.
+    /// When this thread waited last, it had sent all that it had begun to, and had read all replies: the next one may have
+    /// to wake it up.
     client_sleeps: bool,
     /// The last wait was in vain.
     is_tired: bool,
@@ -143,12 +144,12 @@ impl<'a> Traffic<'a> {
                 }
                 return Ok(then);
             }
-            if wants_more && (self.readable && self.read(turn)? || self.look_out(turn)?) {
-                if !self.readable {
-                    continue;
-                }
-                // More may be there, and yet more behind it; what is under way does not wait for that.
-            } else if !self.lane.has_more() {
+            let came = wants_more && (self.readable && self.read(turn)? || self.look_out(turn)?);
+            if came && !self.readable {
+                continue;
+            }
+            // If more may be there, and yet more behind it, what is under way does not wait for that.
+            if !came && !self.lane.has_more() {
                 self.wait(turn, wants_more, sent)?;
             }
             self.lane.look()?;
@@ -201,7 +202,7 @@ impl<'a> Traffic<'a> {
     /// Waits for the client and for what is under way.
     fn wait(&mut self, receiver: &Receiver, wants_more: bool, sent: Sent) -> Result<(), Hangup> {
         self.watch_all(receiver, wants_more, sent);
-        self.client_sleeps = wants_more && self.queue.len() == 0;
+        self.client_sleeps = wants_more && self.payload.is_none() && self.queue.len() == 0;
         let at_most = match sent {
             // Who else is sending does not tell when that is done.
             Sent::NotNow => Some(SENDING),

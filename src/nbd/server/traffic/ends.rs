@@ -6,16 +6,16 @@ use crate::nbd::server::request::nbd_error;
 
 /// So many ends at most.
 const TOGETHER: usize = 8;
-/// And no further one once so many bytes have been deciphered, for some 15 µs where the processor has VAES: the client, and
-/// then the device, may have nothing to do until they are sent.
+/// And no further one once so many bytes have been read: the client, and then the device, may have nothing to do until they
+/// are deciphered, for some 15 µs where the processor has VAES, and sent.
 const MUCH: usize = 128 << 10;
-/// As so many bytes counts a read that is shorter: its reply takes time as well.
+/// A shorter read counts as so many bytes, so that four are answered at a time: its reply takes longer than its bytes.
 const LEAST: usize = MUCH / 4;
 
 impl Traffic<'_> {
     /// Puts replies to what has ended into the queue.
     pub(super) fn harvest(&mut self) {
-        // It takes the client longer to wake up than to make that many replies.
+        // For a client to wake up takes as long as several replies, which are made meanwhile.
         let most = if std::mem::take(&mut self.client_sleeps) { 1 } else { TOGETHER };
         let mut bytes = 0;
         for _ in 0..most {

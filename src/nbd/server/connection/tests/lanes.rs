@@ -173,35 +173,53 @@ fn what_has_ended_is_answered_a_few_at_a_time() {
         let steps = server.device.steps();
         assert_eq!(steps[0], Step::HandedOver(32), "they have come together");
         let next = steps.iter().position(|step| *step == Step::HandedOver(1)).unwrap();
-        assert!(next <= 13, "the device has it before the last 20 have been answered: {steps:?}");
+        assert!(next <= 10, "the device has it before the last 23 have been answered: {steps:?}");
         assert_eq!(steps.len(), 2 + 33);
     }
 }
 
-/// Of these reads, which have come together, the last one is stuck on its way out of the lane. So many of those before it
-/// have been answered.
-fn answered_before_the_last(reads: &[(u64, usize)], answered: usize) {
+/// Of these requests, with their offsets and lengths, which come together, the last one is stuck on its way out of the lane
+/// when all others have been answered.
+fn all_but_the_last_are_answered(requests: &[(Command, u64, usize)]) {
     for form in FORMS {
         let (server, mut client) = attach(form);
         server.device.close_gate();
-        let asked = |(offset, length): &(u64, usize)| (Command::READ, 0, *offset, *length as u64, &[][..]);
-        ask_all(&mut client.peer, &reads.iter().map(asked).collect::<Vec<_>>());
-        replies(&mut client.peer, answered);
+        let (data, payload) = ([7; BLOCK], if form == Replies::Extended { PAYLOAD_LEN } else { 0 });
+        let asked = |&(command, offset, length): &(Command, u64, usize)| match command {
+            Command::WRITE => (command, payload, offset, length as u64, &data[..length]),
+            _ => (command, 0, offset, length as u64, &[][..]),
+        };
+        ask_all(&mut client.peer, &requests.iter().map(asked).collect::<Vec<_>>());
+        replies(&mut client.peer, requests.len() - 1);
         server.device.open_gate();
-        replies(&mut client.peer, reads.len() - answered);
-        assert_eq!(server.device.steps()[0], Step::HandedOver(reads.len()), "they have come together");
+        replies(&mut client.peer, 1);
+        assert_eq!(server.device.steps()[0], Step::HandedOver(requests.len()), "they have come together");
     }
+}
+
+/// After so many of a block each, a read that gets stuck.
+fn all_are_answered_before_another(command: Command, count: u64) {
+    let others = (0..count).map(|at| (command, at * BLOCK as u64, BLOCK));
+    all_but_the_last_are_answered(&others.chain([(Command::READ, STUCK, BLOCK)]).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_client_that_has_waited_is_woken_up_by_the_first_reply() {
-    answered_before_the_last(&[(0, BLOCK), (STUCK, BLOCK)], 1);
+    all_are_answered_before_another(Command::READ, 1);
+    all_are_answered_before_another(Command::WRITE, 1);
+}
+
+#[test]
+fn then_four_short_reads_or_eight_writes_are_answered_at_a_time() {
+    all_are_answered_before_another(Command::READ, 1 + 4);
+    all_are_answered_before_another(Command::WRITE, 1 + 8);
 }
 
 #[test]
 fn a_long_read_is_answered_before_the_next_one_is_taken() {
     // The socket has room for it, and it is not short.
-    answered_before_the_last(&[(0, BLOCK), (0, 128 << 10), (STUCK, BLOCK)], 2);
+    let reads = [(0, BLOCK), (0, 128 << 10), (STUCK, BLOCK)];
+    all_but_the_last_are_answered(&reads.map(|(offset, length)| (Command::READ, offset, length)));
 }
 
 #[test]
