@@ -161,8 +161,8 @@ impl<'a> Ring<'a> {
         !self.ended.is_empty()
     }
 
-    /// Looks whether there are ends to tell, unless there are [`ENOUGH`]. A wait for no time at all would do the same, and
-    /// cost some microseconds: the kernel sets a timer for it.
+    /// Looks whether there are ends to tell, unless there are eight already. A wait for no time at all would do the same,
+    /// and cost some microseconds: the kernel sets a timer for it.
     ///
     /// # Errors
     /// The operating system's.
