@@ -41,7 +41,7 @@ audit: ## Check dependencies against the RustSec advisories (needs network acces
 	scripts/setup lint
 	$(CARGO) deny --locked check advisories
 
-bench: ## Compare the server with others, and write the figures into docs/performance (half an hour)
+bench: ## Compare the server with others, and write the figures into docs/performance (forty minutes)
 	scripts/setup bench
 	$(CARGO) build --release --locked
 	benches/servers --disk target --write $(BENCH_OPTIONS)
