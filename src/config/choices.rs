@@ -22,7 +22,7 @@ pub enum Cipher {
     Auto,
     /// AWS-LC.
     AwsLc,
-    /// VAES on 256 bits.
+    /// VAES, on vectors of 512 or 256 bits.
     Vaes,
     /// Plain Rust.
     Portable,

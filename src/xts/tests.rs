@@ -18,6 +18,22 @@ fn key(bytes: &[u8]) -> DataKey {
     DataKey::copy_from(bytes).unwrap()
 }
 
+/// As wide as this processor has it, and narrow.
+#[cfg(target_arch = "x86_64")]
+fn of_each_width(key: &DataKey, sector: SectorSize) -> impl Iterator<Item = vaes::Vaes> {
+    let new = || vaes::Vaes::new(key, sector);
+    new().into_iter().chain(new().map(vaes::Vaes::narrow))
+}
+
+/// Every one that this processor can do, with its name.
+fn ciphers(key: &DataKey, sector: SectorSize) -> Vec<(&'static str, Box<dyn SectorCipher>)> {
+    let mut all: Vec<_> =
+        Implementation::available().map(|one| (one.name(), one.cipher(key, sector))).collect();
+    #[cfg(target_arch = "x86_64")]
+    all.extend(of_each_width(key, sector).skip(1).map(|one| ("narrow vaes", Box::new(one) as _)));
+    all
+}
+
 /// Checks one data unit with each implementation in both directions.
 fn check(key_bytes: &[u8], number: u128, plain: &[u8], cipher: &[u8]) {
     let key = key(key_bytes);
@@ -30,9 +46,7 @@ fn check(key_bytes: &[u8], number: u128, plain: &[u8], cipher: &[u8]) {
         portable.unit(encrypt, number, &mut unit);
         assert_eq!(unit, to, "portable, encrypt: {encrypt}");
         #[cfg(target_arch = "x86_64")]
-        if let Some(vaes) = vaes::Vaes::new(&key, SectorSize::B512)
-            && from.len().is_multiple_of(16)
-        {
+        for vaes in of_each_width(&key, SectorSize::B512).filter(|_| from.len().is_multiple_of(16)) {
             let mut unit = from.to_vec();
             vaes.unit(encrypt, number, &mut unit);
             assert_eq!(unit, to, "VAES, encrypt: {encrypt}");
@@ -52,8 +66,7 @@ fn ieee_1619() {
         let (key_bytes, plain, cipher) = (unhex(fields[0]), unhex(fields[2]), unhex(fields[3]));
         check(&key_bytes, number, &plain, &cipher);
         // These units are sectors of 512 bytes, so the volume's own interface must agree as well.
-        for implementation in Implementation::available() {
-            let sectors = implementation.cipher(&key(&key_bytes), SectorSize::B512);
+        for (_, sectors) in ciphers(&key(&key_bytes), SectorSize::B512) {
             let mut data = plain.clone();
             sectors.encrypt(number.try_into().unwrap(), &mut data);
             assert_eq!(data, cipher);
@@ -97,8 +110,8 @@ fn equal_halves_make_no_key() {
 
 #[test]
 fn many_threads_share_one_cipher() {
-    for implementation in Implementation::available() {
-        share(&*implementation.cipher(&key(&(0..64).collect::<Vec<u8>>()), SectorSize::B4096));
+    for (_, cipher) in ciphers(&key(&(0..64).collect::<Vec<u8>>()), SectorSize::B4096) {
+        share(&*cipher);
     }
 }
 
@@ -133,13 +146,12 @@ proptest! {
         let plain: Vec<u8> = data.into_iter().cycle().take(sectors * sector.bytes()).collect();
         let mut agreed = plain.clone();
         Implementation::Portable.cipher(&key, sector).encrypt(first, &mut agreed);
-        for implementation in Implementation::available() {
-            let cipher = implementation.cipher(&key, sector);
+        for (name, cipher) in ciphers(&key, sector) {
             let mut data = plain.clone();
             cipher.encrypt(first, &mut data);
-            prop_assert_eq!(&data, &agreed, "{}", implementation.name());
+            prop_assert_eq!(&data, &agreed, "{}", name);
             cipher.decrypt(first, &mut data);
-            prop_assert_eq!(&data, &plain, "{}", implementation.name());
+            prop_assert_eq!(&data, &plain, "{}", name);
         }
     }
 }
@@ -154,9 +166,7 @@ fn the_fastest_is_one_that_this_processor_can_do() {
     let flags: Vec<_> = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or("").split(' ').collect();
     let vaes = ["aes", "avx2", "vaes", "vpclmulqdq"].iter().all(|flag| flags.contains(flag));
     assert_eq!(available.contains(&Implementation::Vaes), vaes);
-    let wide = ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vbmi2"];
-    let wide = wide.iter().all(|flag| flags.contains(flag));
-    assert_eq!(Implementation::fastest() == Implementation::Vaes, vaes && !wide);
+    assert_eq!(Implementation::fastest() == Implementation::Vaes, vaes);
 }
 
 #[test]
@@ -165,13 +175,12 @@ fn numbers_beyond_a_word_go_on() {
     for first in [u64::MAX, u64::MAX - 1, u64::MAX - 20] {
         let mut agreed = vec![7; 40 * 512];
         Implementation::Portable.cipher(&key, SectorSize::B512).encrypt(first, &mut agreed);
-        for implementation in Implementation::available() {
-            let cipher = implementation.cipher(&key, SectorSize::B512);
+        for (name, cipher) in ciphers(&key, SectorSize::B512) {
             let mut data = vec![7; 40 * 512];
             cipher.encrypt(first, &mut data);
-            assert_eq!(data, agreed, "{}", implementation.name());
+            assert_eq!(data, agreed, "{name}");
             cipher.decrypt(first, &mut data);
-            assert_eq!(data, [7; 40 * 512], "{}", implementation.name());
+            assert_eq!(data, [7; 40 * 512], "{name}");
             cipher.encrypt(first, &mut []);
         }
     }
@@ -187,10 +196,9 @@ fn in_place_and_elsewhere_agree() {
     let mapping = crate::mapping::Mapping::of(&file, LENGTH).unwrap();
     let key = key(&(0..64).collect::<Vec<u8>>());
     let plain: Vec<u8> = (0..LENGTH).map(|at| (at * 7 + at / 251) as u8).collect();
-    for (implementation, sector) in Implementation::available()
-        .flat_map(|one| [SectorSize::B512, SectorSize::B4096].map(|size| (one, size)))
-    {
-        let cipher = implementation.cipher(&key, sector);
+    let of_both_sizes = [SectorSize::B512, SectorSize::B4096].map(|sector| ciphers(&key, sector));
+    for (name, cipher) in of_both_sizes.into_iter().flatten() {
+        let sector = cipher.sector_size();
         for sectors in [1, 2, 7, 16, 17, 33] {
             let (length, first) = (sectors * sector.bytes(), (1 << 32) - 9);
             let mut stored = plain[..length].to_vec();
@@ -199,14 +207,11 @@ fn in_place_and_elsewhere_agree() {
             assert!(mapping.reach(4096, length, |window| cipher.encrypt_into(first, &source, window)));
             let mut there = vec![0; length];
             std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, 4096).unwrap();
-            assert!(
-                there == stored && source == plain[..length],
-                "{implementation:?}, {sectors} of {sector:?}"
-            );
+            assert!(there == stored && source == plain[..length], "{name}, {sectors} of {sector:?}");
             assert!(mapping.reach(4096, length, |window| cipher.decrypt_from(first, window, &mut there)));
-            assert!(there == source, "{implementation:?}, {sectors} of {sector:?}");
+            assert!(there == source, "{name}, {sectors} of {sector:?}");
             std::os::unix::fs::FileExt::read_exact_at(&file, &mut there, 4096).unwrap();
-            assert!(there == stored, "{implementation:?}");
+            assert!(there == stored, "{name}");
         }
     }
 }

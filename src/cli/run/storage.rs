@@ -60,7 +60,7 @@ enum CipherCode {
     Auto,
     /// AWS-LC, with the CPU's AES instructions
     AwsLc,
-    /// VAES on vectors of 256 bits: the fastest on CPUs that have VAES but no AVX-512
+    /// VAES, on vectors of 512 bits if the CPU has AVX-512, else of 256: the fastest where there is VAES
     Vaes,
     /// Plain Rust
     Portable,
