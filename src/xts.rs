@@ -2,8 +2,8 @@
 //!
 //! The tweak is the sector's number as 16 little-endian bytes, which is dm-crypt's `plain64`
 //! (drivers/md/dm-crypt.c, `crypt_iv_plain64_gen`) with `iv_large_sectors`. Three implementations agree byte for
-//! byte: [`Implementation::Vaes`] for x86-64 processors with VAES, [`Implementation::AwsLc`] with assembly for AES-NI and
-//! ARMv8 besides, and [`Implementation::Portable`] in plain Rust, the oracle in tests.
+//! byte: [`Implementation::Vaes`] for x86-64 processors with VAES, [`Implementation::AwsLc`] with assembly for VAES and
+//! AVX-512, AES-NI, and ARMv8, and [`Implementation::Portable`] in plain Rust, the oracle in tests.
 
 #[allow(unsafe_code, reason = "AWS-LC's XTS is reached through its C interface only")]
 mod aws_lc;
@@ -81,7 +81,7 @@ impl Implementation {
         [Self::AwsLc, Self::Vaes, Self::Portable].into_iter().filter(is_available)
     }
 
-    /// The one that is fastest on this processor.
+    /// The one that is fastest on this processor, as far as such a one has been measured (docs/performance.md).
     pub fn fastest() -> Self {
         if vaes::is_available() { Self::Vaes } else { Self::AwsLc }
     }

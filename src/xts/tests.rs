@@ -27,11 +27,10 @@ fn of_each_width(key: &DataKey, sector: SectorSize) -> impl Iterator<Item = vaes
 
 /// Every one that this processor can do, with its name.
 fn ciphers(key: &DataKey, sector: SectorSize) -> Vec<(&'static str, Box<dyn SectorCipher>)> {
-    let mut all: Vec<_> =
-        Implementation::available().map(|one| (one.name(), one.cipher(key, sector))).collect();
+    let all = Implementation::available().map(|one| (one.name(), one.cipher(key, sector)));
     #[cfg(target_arch = "x86_64")]
-    all.extend(of_each_width(key, sector).skip(1).map(|one| ("narrow vaes", Box::new(one) as _)));
-    all
+    let all = all.chain(of_each_width(key, sector).skip(1).map(|one| ("narrow vaes", Box::new(one) as _)));
+    all.collect()
 }
 
 /// Checks one data unit with each implementation in both directions.

@@ -7,7 +7,7 @@
 //!
 //! All of it is inlined into [`apply_narrow`] and [`apply_wide`], where its vectors' instructions are allowed.
 
-use std::arch::x86_64::{__m128i, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm_setzero_si128};
+use std::arch::x86_64::{__m128i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_si128};
 use std::hint::black_box;
 
 use super::keys::{Keys, ROUND_KEYS, Schedule};
@@ -18,8 +18,9 @@ use crate::geometry::SectorSize;
 const VECTORS: usize = 8;
 /// Sectors whose tweaks are enciphered together.
 const TOGETHER: usize = 16;
-/// Bytes from what is at work to what is fetched meanwhile. By itself a processor fetches ahead no further than a page goes
-/// (Intel's optimization manual, "Data Prefetching"), and looks at fewer instructions in advance than a page takes.
+/// Bytes from what is at work to what is fetched meanwhile. By itself a processor fetches ahead within a page (the streamer of
+/// Intel's optimization manual, "Data Prefetching"), and looks at fewer instructions in advance than a page takes. What a
+/// call begins with, as many bytes, is not fetched.
 const AHEAD: usize = 4096;
 const CACHE_LINE: usize = 64;
 
@@ -85,8 +86,8 @@ unsafe fn apply<const ENCRYPT: bool, V: Vectors>(with: V, keys: &Keys, work: Wor
             let mut powers = powers(with, tweak);
             for _ in 0..unit / stride::<V>() {
                 if is_far && at + AHEAD < length {
-                    // SAFETY: AHEAD bytes on lies before `length`.
-                    unsafe { fetch::<ENCRYPT, V>(from.add(at + AHEAD), to.add(at + AHEAD)) };
+                    let ciphertext = if ENCRYPT { to.cast_const() } else { from };
+                    fetch::<V>(ciphertext.wrapping_add(at + AHEAD));
                 }
                 // For the compiler, the keys may be others each time: else it would put copies of all fifteen on the
                 // stack before the loop. Reading them where they are is a third faster.
@@ -105,21 +106,12 @@ unsafe fn apply<const ENCRYPT: bool, V: Vectors>(with: V, keys: &Keys, work: Wor
     with.wipe();
 }
 
-/// Has the stride of ciphertext there come to the cache: to be read, or to be written by this processor alone.
-///
-/// # Safety
-/// Both are addresses of `Work`.
+/// Has the stride of ciphertext that begins there come to the cache.
 #[inline(always)]
-unsafe fn fetch<const ENCRYPT: bool, V: Vectors>(from: *const u8, to: *const u8) {
+fn fetch<V: Vectors>(ciphertext: *const u8) {
     for line in (0..stride::<V>()).step_by(CACHE_LINE) {
-        // SAFETY: a hint, which faults nowhere.
-        unsafe {
-            if ENCRYPT {
-                _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(line).cast());
-            } else {
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast());
-            }
-        }
+        // SAFETY: a hint, which every x86-64 processor has, and which faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ciphertext.wrapping_add(line).cast()) };
     }
 }
 
@@ -185,10 +177,7 @@ fn powers<V: Vectors>(with: V, tweak: __m128i) -> [V::Vector; VECTORS] {
 ///
 /// # Safety
 /// A [`stride`] may be read from `from` on and written from `to` on.
-#[allow(
-    clippy::needless_range_loop,
-    reason = "the compiler leaves three iterators zipped as a loop, with branches"
-)]
+#[allow(clippy::needless_range_loop, reason = "three iterators zipped stay a loop, with branches")]
 #[inline(always)]
 unsafe fn apply_stride<const ENCRYPT: bool, V: Vectors>(
     with: V,

@@ -23,7 +23,7 @@ pub(super) trait Vectors: Copy {
     type Vector: Copy;
 
     /// Of 16 bytes, in a vector.
-    const BLOCKS: usize;
+    const BLOCKS: usize = size_of::<Self::Vector>() / 16;
 
     /// The same block everywhere.
     fn repeat(self, block: __m128i) -> Self::Vector;
@@ -84,8 +84,6 @@ impl Wide {
 impl Vectors for Narrow {
     type Vector = __m256i;
 
-    const BLOCKS: usize = 2;
-
     #[inline(always)]
     fn repeat(self, block: __m128i) -> __m256i {
         // SAFETY: `self` was made where the processor has the instruction.
@@ -141,12 +139,16 @@ impl Vectors for Narrow {
         }
     }
 
+    /// # Safety
+    /// The trait's.
     #[inline(always)]
     unsafe fn load(self, from: *const u8) -> __m256i {
         // SAFETY: the bytes are the caller's, the instruction is there since `self` is.
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
 
+    /// # Safety
+    /// The trait's.
     #[inline(always)]
     unsafe fn store(self, vector: __m256i, to: *mut u8) {
         // SAFETY: the bytes are the caller's, the instruction is there since `self` is.
@@ -162,8 +164,6 @@ impl Vectors for Narrow {
 
 impl Vectors for Wide {
     type Vector = __m512i;
-
-    const BLOCKS: usize = 4;
 
     #[inline(always)]
     fn repeat(self, block: __m128i) -> __m512i {
@@ -220,12 +220,16 @@ impl Vectors for Wide {
         }
     }
 
+    /// # Safety
+    /// The trait's.
     #[inline(always)]
     unsafe fn load(self, from: *const u8) -> __m512i {
         // SAFETY: the bytes are the caller's, the instruction is there since `self` is.
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
+    /// # Safety
+    /// The trait's.
     #[inline(always)]
     unsafe fn store(self, vector: __m512i, to: *mut u8) {
         // SAFETY: the bytes are the caller's, the instruction is there since `self` is.
