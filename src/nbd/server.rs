@@ -26,6 +26,7 @@ mod link;
 mod listen;
 mod overseer;
 mod patience;
+mod processors;
 mod read;
 mod receiver;
 mod reply;

@@ -1,5 +1,8 @@
 //! Small requests that are taken off the stream as they are, and served without the turn to receive: while they are
-//! copied and ciphered, another thread receives. To pass the turn on, and to send, once for several is what it saves.
+//! copied and ciphered, or wait after all, another thread may receive. To send once for several is what it saves.
+//!
+//! To wake that other thread costs more than to serve a few of them: it is done where they move much, and there is a
+//! processor for it.
 //!
 //! Requests of a batch wait for each other. So there are batches only while requests need not wait for a medium, as far as
 //! the last ones tell ([`Pace`]). The first one that has to wait all the same has what follows it fetched meanwhile.
@@ -13,6 +16,7 @@ use super::buffers::Buffer;
 use super::connection::Connection;
 use super::incoming::READ_AHEAD;
 use super::inline::{TOGETHER, small, tells_holes};
+use super::processors::Seat;
 use super::receiver::Receiver;
 use super::reply::{Answered, Gathered, HEAD, Hangup, Pending};
 use super::request::nbd_error;
@@ -70,6 +74,8 @@ pub(super) struct Batch<'a> {
     requests: Range<usize>,
     /// For all replies.
     gathered: Option<Gathered<'a>>,
+    /// For the thread that serves them, if another one goes on at once.
+    _seat: Option<Seat<'static>>,
 }
 
 /// Small requests that follow each other.
@@ -109,19 +115,21 @@ impl Stretch {
 }
 
 impl<'a> Batch<'a> {
-    /// The requests that are here, if it is much that they move.
+    /// The requests that are here, if it is much that they move, and another thread has a processor to go on at once.
     pub(super) fn of_much(receiver: &mut Receiver, connection: &'a Connection) -> Option<Self> {
-        Self::take(receiver, connection, |stretch| stretch.moved >= MUCH)
+        let seat = connection.helpers().take()?;
+        Self::take(receiver, connection, Some(seat), |stretch| stretch.moved >= MUCH)
     }
 
     /// The requests that are here, if the first is a write, of which it cannot be told whether it has to wait.
     pub(super) fn of_writes(receiver: &mut Receiver, connection: &'a Connection) -> Option<Self> {
-        Self::take(receiver, connection, |stretch| stretch.begins_with_write)
+        Self::take(receiver, connection, None, |stretch| stretch.begins_with_write)
     }
 
     fn take(
         receiver: &mut Receiver,
         connection: &'a Connection,
+        seat: Option<Seat<'static>>,
         is_wanted: impl Fn(&Stretch) -> bool,
     ) -> Option<Self> {
         let features = connection.device().features();
@@ -137,7 +145,7 @@ impl<'a> Batch<'a> {
         let room = connection.pool().borrow_now(TOGETHER)?;
         let requests = receiver.exchange(&mut memory, stretch.length);
         let gathered = Some(Gathered::new(connection.outgoing(), room));
-        Some(Self { connection, memory, requests, gathered })
+        Some(Self { connection, memory, requests, gathered, _seat: seat })
     }
 
     /// Serves all of them, and sends the replies.

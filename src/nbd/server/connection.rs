@@ -14,6 +14,7 @@
 //! | `inline` | small requests that need not wait, served and answered together |
 //! | `batch` | small requests that are more work, or may wait, served and answered together |
 //! | `patience` | how the next request is waited for |
+//! | `processors` | how many there are, and for what |
 //! | `traffic` | requests that a device has under way at once |
 //! | `worker` | what a thread does |
 //! | `crew` | which threads there are, and whose turn it is to receive |
@@ -37,7 +38,8 @@ use super::handover::{ConnectionDescription, HandedConnection};
 use super::incoming::{Incoming, Pause};
 use super::link::Link;
 use super::overseer::Overseer;
-use super::patience::{Patience, processors};
+use super::patience::Patience;
+use super::processors::{Seats, helpers, processors};
 use super::receiver::Receiver;
 use super::reply::Outgoing;
 use super::request::check;
@@ -65,6 +67,8 @@ pub(super) struct Connection {
     pool: Arc<Pool>,
     overseer: Arc<Overseer>,
     pace: Pace,
+    /// For threads that serve while another one goes on.
+    helpers: &'static Seats,
     draining: AtomicBool,
     cut: AtomicBool,
 }
@@ -94,6 +98,7 @@ impl Connection {
             pool: Arc::new(Pool::new(overseer.allowance(), waits)),
             overseer,
             pace: Pace::default(),
+            helpers: helpers(),
             draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
         }
@@ -181,6 +186,10 @@ impl Connection {
 
     pub(super) fn pace(&self) -> &Pace {
         &self.pace
+    }
+
+    pub(super) fn helpers(&self) -> &'static Seats {
+        self.helpers
     }
 
     pub(super) fn outgoing(&self) -> &Outgoing {

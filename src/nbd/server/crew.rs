@@ -1,7 +1,7 @@
 //! The threads of a connection: who has the turn to receive, and how many there have to be.
 //!
 //! One thread at a time has the turn, and with it what is received from. A thread that has a request passes the
-//! turn on and serves. So a connection has enough threads as long as there is one left to take the turn, and while
+//! turn on and serves, or lays it down, where that is likely to take less time than to wake another one. So a connection has enough threads as long as there is one left to take the turn, and while
 //! there is, nothing here costs more than a lock that is held for a few instructions.
 //!
 //! A connection begins with one thread, for most are idle. Up to a steady number are added at once when the turn is
@@ -168,7 +168,12 @@ impl<T> Crew<T> {
         if at_work == 0 && glance == state.passes {
             return Seen::Idle;
         }
-        if receives || state.waiting > 0 || glance != state.passes {
+        if receives || glance != state.passes {
+            return Seen::Busy;
+        }
+        if state.waiting > 0 {
+            // It was laid down for longer than a moment.
+            self.passed.notify_one();
             return Seen::Busy;
         }
         Seen::Stuck(state.threads.min(MOST - state.threads))
@@ -178,7 +183,13 @@ impl<T> Crew<T> {
 impl<T> Turn<'_, T> {
     /// Passes the turn on; true if a thread should be added, which has joined already.
     pub(super) fn pass(mut self) -> bool {
-        self.hand_back()
+        self.hand_back(true)
+    }
+
+    /// Lays it down for a moment: whoever comes by takes it, which is this thread, as a rule, and nobody is woken for it. If
+    /// the moment is a long one, [`Crew::look`] sees to it that somebody takes it.
+    pub(super) fn lay_down(mut self) {
+        self.hand_back(false);
     }
 
     /// Keeps it, having served a request with it.
@@ -186,17 +197,17 @@ impl<T> Turn<'_, T> {
         self.crew.state().passes += 1;
     }
 
-    fn hand_back(&mut self) -> bool {
+    fn hand_back(&mut self, at_once: bool) -> bool {
         let Some(held) = self.held.take() else { return false };
         let mut state = self.crew.state();
         state.turn = Some(held);
         state.passes += 1;
         let free = state.waiting - state.dismissed.min(state.waiting);
-        state.spare = state.spare.min(free.saturating_sub(1));
-        let wanted = free == 0 && state.threads < self.crew.steady;
+        state.spare = state.spare.min(free.saturating_sub(usize::from(at_once)));
+        let wanted = at_once && free == 0 && state.threads < self.crew.steady;
         state.threads += usize::from(wanted);
         drop(state);
-        if free > 0 {
+        if at_once && free > 0 {
             self.crew.passed.notify_one();
         }
         wanted
@@ -205,7 +216,7 @@ impl<T> Turn<'_, T> {
 
 impl<T> Drop for Turn<'_, T> {
     fn drop(&mut self) {
-        if self.hand_back() {
+        if self.hand_back(true) {
             // Nobody will start it: the turn was not passed on for a request.
             self.crew.leave();
         }
@@ -302,6 +313,34 @@ mod tests {
             assert!(!turn.pass());
             other.join().unwrap();
         });
+    }
+
+    #[test]
+    fn a_turn_that_is_laid_down_wakes_nobody_until_that_takes_long() {
+        let crew = crew_of(2);
+        let turn = crew.wait().unwrap();
+        std::thread::scope(|threads| {
+            let other = threads.spawn(|| drop(crew.wait()));
+            until(|| crew.state().waiting == 1);
+            turn.lay_down();
+            assert_eq!(crew.look(Look::Glance), Seen::Busy, "it was just now");
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!other.is_finished());
+            assert_eq!(crew.look(Look::Glance), Seen::Busy);
+            until(|| other.is_finished());
+        });
+    }
+
+    #[test]
+    fn who_has_laid_the_turn_down_takes_it_up_again() {
+        let crew = crew_of(1);
+        for _ in 0..3 {
+            crew.wait().unwrap().lay_down();
+            assert_eq!(crew.threads(), 1, "nobody is added");
+        }
+        // And one who does not come back for long leaves it to others.
+        assert_eq!(crew.look(Look::Glance), Seen::Busy);
+        assert_eq!(crew.look(Look::Glance), Seen::Stuck(1));
     }
 
     #[test]

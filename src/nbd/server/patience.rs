@@ -11,11 +11,10 @@
 //! the client itself may have to be woken first.
 
 use std::io;
-use std::num::NonZero;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use super::processors::{Seats, lookouts};
 
 /// How long it is looked out for the next request.
 const MOMENT: Duration = Duration::from_micros(50);
@@ -29,19 +28,6 @@ const PROOF: u32 = 16;
 /// The same for the rest of one, on a Unix socket.
 const PROOF_OF_REST: u32 = 1;
 
-/// Processors that this process may use, as its control group and its affinity have them.
-pub(super) fn processors() -> usize {
-    static PROCESSORS: LazyLock<usize> =
-        LazyLock::new(|| thread::available_parallelism().map_or(1, NonZero::get));
-    *PROCESSORS
-}
-
-/// How many more clients may be looked out for just now: one processor is always left to the others.
-fn lookouts() -> &'static AtomicUsize {
-    static FREE: LazyLock<AtomicUsize> = LazyLock::new(|| AtomicUsize::new(processors() - 1));
-    &FREE
-}
-
 /// What one client is expected to do.
 #[derive(Clone, Copy)]
 pub(super) struct Patience {
@@ -52,7 +38,7 @@ pub(super) struct Patience {
     /// Requests that have to come soon yet.
     unproven: u32,
     /// Shared with other clients; `None` where one cannot look.
-    lookouts: Option<&'static AtomicUsize>,
+    lookouts: Option<&'static Seats>,
 }
 
 impl Patience {
@@ -73,7 +59,7 @@ impl Patience {
     /// Of one who has come back soon as often as it takes.
     #[cfg(test)]
     pub(super) fn proven() -> Self {
-        Self { unproven: 0, lookouts: Some(Box::leak(Box::new(AtomicUsize::new(1)))), ..Self::new(true) }
+        Self { unproven: 0, lookouts: Some(Box::leak(Box::new(Seats::new(1)))), ..Self::new(true) }
     }
 
     /// Whether the next one is looked out for.
@@ -107,7 +93,7 @@ impl Patience {
         &mut self,
         mut look: impl FnMut() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
-        let lookout = self.lookouts.filter(|_| self.unproven == 0).and_then(Lookout::take);
+        let lookout = self.lookouts.filter(|_| self.unproven == 0).and_then(Seats::take);
         let Some(_lookout) = lookout else { return Ok(None) };
         let began = Instant::now();
         loop {
@@ -131,28 +117,12 @@ impl Patience {
     }
 }
 
-/// One of the clients that are looked out for.
-struct Lookout(&'static AtomicUsize);
-
-impl Lookout {
-    fn take(free: &'static AtomicUsize) -> Option<Self> {
-        let take = |count: usize| count.checked_sub(1);
-        free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| Self(free))
-    }
-}
-
-impl Drop for Lookout {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn patience(unproven: u32, lookouts: usize) -> Patience {
-        let lookouts = Some(Box::leak(Box::new(AtomicUsize::new(lookouts))) as &AtomicUsize);
+        let lookouts = Some(Box::leak(Box::new(Seats::new(lookouts))) as &Seats);
         Patience { unproven, lookouts, ..Patience::new(true) }
     }
 
@@ -235,6 +205,6 @@ mod tests {
         let mut patience = patience(0, 1);
         assert_eq!(patience.wait(|sleeps| Ok((!sleeps).then_some(7))).unwrap(), 7);
         assert!(patience.wait::<()>(|_| Err(io::ErrorKind::BrokenPipe.into())).is_err());
-        assert_eq!(patience.lookouts.unwrap().load(Ordering::Relaxed), 1);
+        assert!(patience.lookouts.unwrap().take().is_some(), "nobody looks out any more");
     }
 }

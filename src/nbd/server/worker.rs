@@ -40,6 +40,8 @@ enum Step<'a> {
     End,
     /// Passes the turn on.
     Pass(Task<'a>),
+    /// Lays it down: that will not take long.
+    LayDown(Task<'a>),
 }
 
 /// Why a thread ends.
@@ -130,6 +132,11 @@ impl<'a> Worker<'a> {
                     self.connection.overseer().stir();
                     return Ok(Some(task));
                 }
+                Step::LayDown(task) => {
+                    turn.lay_down();
+                    self.connection.overseer().stir();
+                    return Ok(Some(task));
+                }
             }
         }
         Ok(None)
@@ -143,8 +150,6 @@ impl<'a> Worker<'a> {
             return Ok(Step::Pass(Task::Batch(batch)));
         }
         match inline::serve(turn, self.connection, &mut self.extents) {
-            // Others can go on with those, while these are sent.
-            Some(gathered) if inline::is_here(turn) => Ok(Step::Pass(Task::Send(gathered))),
             Some(gathered) => match gathered.send_now().inspect_err(|_| self.connection.cut())? {
                 Ok(Answered { .. }) => {
                     turn.keep();
@@ -154,7 +159,7 @@ impl<'a> Worker<'a> {
                 Err(rest) => Ok(Step::Pass(Task::Send(rest))),
             },
             None => match Batch::of_writes(turn, self.connection) {
-                Some(batch) => Ok(Step::Pass(Task::Batch(batch))),
+                Some(batch) => Ok(Step::LayDown(Task::Batch(batch))),
                 None => self.receive_one(turn),
             },
         }

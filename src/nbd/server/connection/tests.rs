@@ -17,6 +17,7 @@ use self::device::{BLOCK, Device, SIZE};
 use self::peer::{DF, FUA, PAYLOAD_LEN, Part, Peer, REQ_ONE};
 use super::super::buffers::PIECE;
 use super::super::crew::MOST;
+use super::super::processors::Seats;
 use super::super::socket::Socket;
 use super::super::{Agreed, Replies};
 use super::*;
@@ -30,6 +31,8 @@ struct Server {
     runtime: Runtime,
     overseer: Arc<Overseer>,
     device: Arc<Device>,
+    /// As many threads have a processor to help.
+    helpers: usize,
 }
 
 /// What a test sees of a connection.
@@ -50,7 +53,8 @@ impl Server {
 
     /// It never adds a thread, and sends none home.
     fn without_overseer() -> Self {
-        Self { runtime: Runtime::new().unwrap(), overseer: Arc::default(), device: Arc::default() }
+        let runtime = Runtime::new().unwrap();
+        Self { runtime, overseer: Arc::default(), device: Arc::default(), helpers: 8 }
     }
 
     fn attach(&self, replies: Replies) -> Attached {
@@ -62,7 +66,8 @@ impl Server {
         let told = ConnectionDescription::of(&export, agreed);
         let link = Link::Plain(Socket::Unix(ours));
         let connection = Connection::new(link, told, Arc::new(export), None, self.overseer.clone());
-        let connection = Arc::new(connection);
+        let helpers = Box::leak(Box::new(Seats::new(self.helpers)));
+        let connection = Arc::new(Connection { helpers, ..connection });
         let (registration, ended) = mpsc::channel();
         start(&connection, Arc::new(Closes(registration, Arc::downgrade(&connection)))).unwrap();
         Attached { peer: Peer::new(theirs, replies), connection, ended }

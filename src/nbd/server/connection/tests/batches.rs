@@ -78,6 +78,59 @@ fn each_request_of_a_batch_is_answered_with_what_it_asked_for() {
     }
 }
 
+/// Where no processor is left for it, nobody is woken.
+#[test]
+fn one_thread_serves_much_by_itself_where_there_is_no_helper() {
+    for form in FORMS {
+        let server = Server { helpers: 0, ..Server::without_overseer() };
+        let mut client = server.attach(form);
+        warm_up(&mut client.peer);
+        let flags = if form == Replies::Extended { PAYLOAD_LEN } else { 0 };
+        // No more than a socket holds.
+        let (size, data) = (LENGTH as u64, pattern(LENGTH, 3));
+        for holds_writes in [false, true] {
+            // By a batch, while it cannot be told whether they wait.
+            server.device.holds_writes.store(holds_writes, Ordering::SeqCst);
+            for _ in 0..20 {
+                let writes: Vec<_> =
+                    (0..4).map(|number| (Command::WRITE, flags, number * size, size, &data[..])).collect();
+                ask_all(&mut client.peer, &writes);
+                replies(&mut client.peer, 4).values().for_each(|reply| assert_eq!(reply.error(), 0));
+                let reads: Vec<_> =
+                    (0..4).map(|number| (Command::READ, 0, number * size, size, &[][..])).collect();
+                let cookies = ask_all(&mut client.peer, &reads);
+                let replies = replies(&mut client.peer, 4);
+                for (cookie, (_, _, offset, ..)) in cookies.iter().zip(reads) {
+                    assert!(replies[cookie].data(offset, LENGTH) == data);
+                }
+            }
+        }
+        assert_eq!(client.connection.crew.threads(), 1);
+    }
+}
+
+/// The turn is only laid down for it, and somebody has to take it up.
+#[test]
+fn a_write_that_waits_after_all_keeps_nobody_waiting_for_long() {
+    for form in FORMS {
+        let server = Server::start();
+        let mut client = server.attach(form);
+        warm_up(&mut client.peer);
+        server.device.holds_writes.store(true, Ordering::SeqCst);
+        server.device.close_gate();
+        let flags = if form == Replies::Extended { PAYLOAD_LEN } else { 0 };
+        let data = pattern(BLOCK, 3);
+        ask_all(&mut client.peer, &[(Command::WRITE, flags, 0, BLOCK as u64, &data[..])]);
+        server.device.await_stuck(1);
+        for _ in 0..3 {
+            assert_eq!(client.peer.done(Command::READ, 0, BLOCK as u64, 1).error(), 0);
+        }
+        server.device.open_gate();
+        assert_eq!(client.peer.reply().error(), 0);
+        assert!(client.peer.done(Command::READ, 0, 0, BLOCK as u64).data(0, BLOCK) == data);
+    }
+}
+
 #[test]
 fn requests_that_have_to_wait_are_no_batch_any_more() {
     for form in FORMS {

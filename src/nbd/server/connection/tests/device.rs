@@ -24,6 +24,8 @@ pub(super) struct Device {
     fetched: Mutex<Vec<u64>>,
     /// Has lanes.
     pub(super) is_slow: AtomicBool,
+    /// Of writes it cannot be told whether they wait, and they get stuck, not reads.
+    pub(super) holds_writes: AtomicBool,
     /// Its lanes take no writes.
     pub(super) refuses: AtomicBool,
     steps: Mutex<Vec<Step>>,
@@ -38,7 +40,7 @@ struct Contents {
 #[derive(Default)]
 struct Gate {
     closed: bool,
-    /// Reads that wait for it to be opened.
+    /// Reads, or writes, that wait for it to be opened.
     waiting: usize,
 }
 
@@ -56,6 +58,7 @@ impl Default for Device {
             flushes: AtomicUsize::new(0),
             fetched: Mutex::default(),
             is_slow: AtomicBool::new(false),
+            holds_writes: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             steps: Mutex::default(),
         }
@@ -63,7 +66,7 @@ impl Default for Device {
 }
 
 impl Device {
-    /// Reads get stuck from now on.
+    /// Reads, or writes, get stuck from now on.
     pub(super) fn close_gate(&self) {
         self.gate.lock().unwrap().closed = true;
     }
@@ -77,10 +80,10 @@ impl Device {
         self.fetched.lock().unwrap().clone()
     }
 
-    /// Waits until that many reads are stuck.
-    pub(super) fn await_stuck(&self, reads: usize) {
+    /// Waits until that many of them are stuck.
+    pub(super) fn await_stuck(&self, count: usize) {
         let gate = self.gate.lock().unwrap();
-        drop(self.changed.wait_while(gate, |gate| gate.waiting < reads).unwrap());
+        drop(self.changed.wait_while(gate, |gate| gate.waiting < count).unwrap());
     }
 
     pub(super) fn note(&self, step: Step) {
@@ -151,18 +154,23 @@ impl BlockDevice for Device {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<(), BlockError> {
-        self.pass_gate();
+        if !self.holds_writes.load(Ordering::SeqCst) {
+            self.pass_gate();
+        }
         self.copy(offset, buffer, extents)
     }
 
     fn read_now(&self, offset: u64, buffer: &mut [u8], extents: &mut Extents) -> Result<bool, BlockError> {
-        if self.gate.lock().unwrap().closed {
+        if self.gate.lock().unwrap().closed && !self.holds_writes.load(Ordering::SeqCst) {
             return Ok(false);
         }
         self.read(offset, buffer, extents).map(|()| true)
     }
 
     fn write_now(&self, offset: u64, data: &mut [u8]) -> Result<bool, BlockError> {
+        if self.holds_writes.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
         let mut written = data.to_vec();
         // As by enciphering.
         data.fill(0xEE);
@@ -193,6 +201,9 @@ impl BlockDevice for Device {
     }
 
     fn write(&self, offset: u64, data: &mut [u8], durable: bool) -> Result<(), BlockError> {
+        if self.holds_writes.load(Ordering::SeqCst) {
+            self.pass_gate();
+        }
         self.check(offset, data.len() as u64)?;
         let start = usize::try_from(offset).unwrap();
         let end = start + data.len();
