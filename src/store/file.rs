@@ -31,7 +31,13 @@ const WINDOW: u64 = 128 << 10;
 /// Bytes of a write through the page cache that takes long enough for others to sleep meanwhile.
 const LONG: usize = 512 << 10;
 /// File systems that let one write at a time into a file, by statfs(2): tmpfs, ext2 to ext4, XFS, btrfs.
-const ONE_AT_A_TIME: [FsWord; 4] = [IN_MEMORY, 0xef53, 0x5846_5342, 0x9123_683e];
+const ONE_AT_A_TIME: [FsWord; 4] = [IN_MEMORY, EXT4, 0x5846_5342, 0x9123_683e];
+/// `EXT4_SUPER_MAGIC` (statfs(2)), and that of ext2 and ext3.
+const EXT4: FsWord = 0xef53;
+/// Bytes written at once into ext4's page cache. Since Linux 6.16 it keeps what is written at once as one folio, and walks
+/// through the heads of all of a folio's blocks at each later write to one of them (fs/ext4/inode.c,
+/// `ext4_set_inode_mapping_order`, `ext4_block_write_begin`).
+const FOLIO: usize = 64 << 10;
 /// `TMPFS_MAGIC` (statfs(2)): files that lie in memory, those of memfd_create(2) included.
 const IN_MEMORY: FsWord = 0x0102_1994;
 
@@ -49,6 +55,8 @@ pub struct FileStore {
     /// Held for a long write to a file through the page cache, where the file system lets one at a time into a file: who
     /// waits for that spins, on a processor that clients need, and who waits here sleeps.
     writing: Option<Mutex<()>>,
+    /// Bytes that one system call writes through the page cache.
+    at_once: usize,
     rings: Rings,
 }
 
@@ -65,7 +73,9 @@ impl FileStore {
         let (cannot_punch, cannot_tell) = (AtomicBool::new(false), AtomicBool::new(false));
         let one_at_a_time = system.is_some_and(|system| ONE_AT_A_TIME.contains(&system));
         let writing = (one_at_a_time && direct.is_none()).then(Mutex::default);
-        Self { file, cannot_punch, cannot_tell, in_memory, present, direct, writing, rings: Rings::default() }
+        let at_once = if system == Some(EXT4) && direct.is_none() { FOLIO } else { usize::MAX };
+        let rings = Rings::default();
+        Self { file, cannot_punch, cannot_tell, in_memory, present, direct, writing, at_once, rings }
     }
 
     /// Past the page cache from now on, in whole sectors of `sector` bytes. `path` is the file's.
@@ -75,7 +85,7 @@ impl FileStore {
     /// small for it.
     pub fn past_the_cache(self, path: &Path, sector: usize) -> Result<Self, StoreError> {
         let direct = Some(Direct::begin(&self.file, path, sector)?);
-        Ok(Self { direct, writing: None, present: None, ..self })
+        Ok(Self { direct, writing: None, present: None, at_once: usize::MAX, ..self })
     }
 
     /// The first byte from `at` on that is not in a hole; `end` if that is further.
@@ -214,7 +224,9 @@ impl Store for FileStore {
             _ => {
                 let long = self.writing.as_ref().filter(|_| data.len() >= LONG);
                 let _turn = long.map(|writing| writing.lock().unwrap_or_else(PoisonError::into_inner));
-                self.file.write_all_at(data, offset)?;
+                for (number, piece) in data.chunks(self.at_once).enumerate() {
+                    self.file.write_all_at(piece, offset + (number * self.at_once) as u64)?;
+                }
                 if let Some(present) = &self.present {
                     present.written(offset, data.len());
                 }
@@ -285,6 +297,23 @@ mod tests {
             let zeros = 4096..304_096;
             assert!(all.iter().enumerate().all(|(i, byte)| *byte == if zeros.contains(&i) { 0 } else { 7 }));
         }
+    }
+
+    #[test]
+    fn what_is_written_piece_by_piece_is_written_where_it_belongs() {
+        let mut store = store(1 << 20);
+        store.at_once = 4096;
+        let data: Vec<u8> = (0..100_001_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        for length in [0, 1, 4096, 8191, 100_001] {
+            store.discard(range(0, 1 << 20)).unwrap();
+            store.write(777, &data[..length]).unwrap();
+            let mut all = vec![1; 1 << 20];
+            store.read(0, &mut all).unwrap();
+            assert!(all[777..777 + length] == data[..length]);
+            assert!(all[..777].iter().chain(&all[777 + length..]).all(|byte| *byte == 0));
+        }
+        // Past the end of what a disk may hold, the first piece that does not fit says so.
+        assert!(store.write(u64::MAX >> 1, &data).is_err());
     }
 
     /// The system takes no offset beyond 2^63, as a device takes none within its blocks.
@@ -371,8 +400,9 @@ mod tests {
         memory.write(piece, &vec![7; 3 * LENGTH]).unwrap();
         let taken = space_taken(&memory);
         assert_eq!(there(&memory, range(piece + 4096, piece)), Some(vec![7; LENGTH]));
-        for (start, length) in [(0, piece), (piece - 4096, piece), (4 * piece - 4096, piece), (piece, 4096)] {
-            assert_eq!(there(&memory, range(start, length)), None, "{start}");
+        assert_eq!(there(&memory, range(2 * piece - 4096, 4096)), Some(vec![7; 4096]));
+        for (start, length) in [(0, piece), (piece - 4096, piece), (4 * piece - 4096, piece), (piece, 4095)] {
+            assert!(there(&memory, range(start, length)).is_none(), "{start}, and {length} bytes");
         }
         memory.discard(range(2 * piece, 4096)).unwrap();
         assert_eq!(there(&memory, range(2 * piece, piece)), None);

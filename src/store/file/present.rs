@@ -16,8 +16,6 @@ pub(super) const PIECE: u64 = PIECE_LENGTH as u64;
 const PIECE_LENGTH: usize = 32 << 10;
 /// Bytes that are there or not; where pages are larger, so are those of a file in memory.
 const PAGE: usize = 4096;
-/// Less is copied as fast by a system call: the kernel's own addresses of memory are in larger pages.
-const LEAST: u64 = 16 << 10;
 /// Larger files are not mapped: for each GiB, the pieces take 4 KiB of memory, the kernel's tables up to 2 MiB.
 const MOST: u64 = 1 << 40;
 
@@ -73,9 +71,9 @@ impl Present {
         }
     }
 
-    /// As [`Mapping::reach`], if it is there and more than a little.
+    /// As [`Mapping::reach`], if it is there and a page at least.
     pub(super) fn reach(&self, range: ByteRange, work: impl FnOnce(&Window)) -> bool {
-        let is_worth_it = range.length() >= LEAST && self.has(range);
+        let is_worth_it = range.length() >= PAGE as u64 && self.has(range);
         let (at, length) = (usize::try_from(range.start()), usize::try_from(range.length()));
         let (true, Ok(at), Ok(length)) = (is_worth_it, at, length) else { return false };
         let is_done = self.mapping.reach(at, length, work);
