@@ -249,7 +249,8 @@ fn what_came_before_a_half_write_is_answered_at_the_end() {
         }
         let mut answered = 0;
         while let Ok((error, _)) = client.reply() {
-            assert_eq!(error, 0);
+            // NBD_ESHUTDOWN: it was read ahead when the signal came, and had not begun.
+            assert!(error == 0 || by_signal && error == 108, "{error}");
             answered += 1;
         }
         // At a signal, what the socket still holds is not received any more.

@@ -18,7 +18,7 @@ use super::incoming::READ_AHEAD;
 use super::inline::{TOGETHER, small, tells_holes};
 use super::processors::Seat;
 use super::receiver::Receiver;
-use super::reply::{Answered, Gathered, HEAD, Hangup, Pending};
+use super::reply::{Gathered, HEAD, Hangup, Pending};
 use super::request::nbd_error;
 use crate::block::{BlockError, Extents};
 use crate::nbd::server::Replies;
@@ -117,20 +117,24 @@ impl Stretch {
 impl<'a> Batch<'a> {
     /// The requests that are here, if it is much that they move, and another thread has a processor to go on at once.
     pub(super) fn of_much(receiver: &mut Receiver, connection: &'a Connection) -> Option<Self> {
-        let seat = connection.helpers().take()?;
-        Self::take(receiver, connection, Some(seat), |stretch| stretch.moved >= MUCH)
+        let mut seat = None;
+        let takes_seat = |stretch: &Stretch| {
+            seat = if stretch.moved >= MUCH { connection.helpers().take() } else { None };
+            seat.is_some()
+        };
+        let batch = Self::take(receiver, connection, takes_seat)?;
+        Some(batch.with(seat))
     }
 
     /// The requests that are here, if the first is a write, of which it cannot be told whether it has to wait.
     pub(super) fn of_writes(receiver: &mut Receiver, connection: &'a Connection) -> Option<Self> {
-        Self::take(receiver, connection, None, |stretch| stretch.begins_with_write)
+        Self::take(receiver, connection, |stretch| stretch.begins_with_write)
     }
 
     fn take(
         receiver: &mut Receiver,
         connection: &'a Connection,
-        seat: Option<Seat<'static>>,
-        is_wanted: impl Fn(&Stretch) -> bool,
+        is_wanted: impl FnOnce(&Stretch) -> bool,
     ) -> Option<Self> {
         let features = connection.device().features();
         if !connection.pace().is_quick() || features.always_waits {
@@ -145,14 +149,19 @@ impl<'a> Batch<'a> {
         let room = connection.pool().borrow_now(TOGETHER)?;
         let requests = receiver.exchange(&mut memory, stretch.length);
         let gathered = Some(Gathered::new(connection.outgoing(), room));
-        Some(Self { connection, memory, requests, gathered, _seat: seat })
+        Some(Self { connection, memory, requests, gathered, _seat: None })
     }
 
-    /// Serves all of them, and sends the replies.
+    fn with(mut self, seat: Option<Seat<'static>>) -> Self {
+        self._seat = seat;
+        self
+    }
+
+    /// Serves all of them; the replies are still to be sent.
     ///
     /// # Errors
     /// [`Hangup`] where the connection has to end.
-    pub(super) fn serve(mut self, extents: &mut Extents) -> Result<Answered, Hangup> {
+    pub(super) fn serve(mut self, extents: &mut Extents) -> Result<Gathered<'a>, Hangup> {
         let gone = || Hangup::Io(io::ErrorKind::ConnectionAborted.into());
         let mut gathered = self.gathered.take().ok_or_else(gone)?;
         let mut has_waited = false;
@@ -171,7 +180,7 @@ impl<'a> Batch<'a> {
             serve_one(&request, now, self.connection, &mut gathered, extents, waits);
             self.requests.start += length;
         }
-        gathered.send()
+        Ok(gathered)
     }
 }
 

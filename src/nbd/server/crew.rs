@@ -1,14 +1,16 @@
 //! The threads of a connection: who has the turn to receive, and how many there have to be.
 //!
-//! One thread at a time has the turn, and with it what is received from. A thread that has a request passes the
-//! turn on and serves, or lays it down, where that is likely to take less time than to wake another one. So a connection has enough threads as long as there is one left to take the turn, and while
-//! there is, nothing here costs more than a lock that is held for a few instructions.
+//! One thread at a time has the turn, and with it what is received from. A thread that has a request passes the turn on
+//! and serves, or lays it down, where that is likely to take less time than to wake another one. So a connection has
+//! enough threads as long as there is one left to take the turn, and while there is, nothing here costs more than a lock
+//! that is held for a few instructions.
 //!
 //! A connection begins with one thread, for most are idle. Up to a steady number are added at once when the turn is
 //! passed on and nobody is there to take it: as many as keep the processors busy with copying and ciphering while one
-//! waits for the client, or a disk busy where each request waits for that. More are of use only when those are stuck, in a slow device, say, and that shows in nothing
-//! being received for a while: then [`Crew::look`], which is called now and then, asks for as many again, up to
-//! [`MOST`]. It also sends home the threads that have not been needed since it was called last.
+//! waits for the client, or a disk busy where each request waits for that. More are of use only when those are stuck, in
+//! a slow device, say, and that shows in nothing being received for a while: then [`Crew::look`], which is called now and
+//! then, asks for as many again, up to [`MOST`]. It also sends home the threads that have not been needed since it was
+//! called last.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,6 +41,13 @@ struct State<T> {
     seen: (u64, u64),
 }
 
+impl<T> State<T> {
+    /// Threads that wait for the turn and are to go on waiting.
+    fn free(&self) -> usize {
+        self.waiting - self.dismissed.min(self.waiting)
+    }
+}
+
 /// How closely to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
@@ -55,6 +64,8 @@ pub(super) enum Seen {
     Busy,
     /// All threads are at work and have been for a while: this many more would be of use.
     Stuck(usize),
+    /// The same, and there are fewer than it keeps while it is busy.
+    Short,
     /// Requests are in flight, but none has come since the last [`Look::Window`].
     Quiet,
     /// No request is in flight, and none has come since the last look, with [`Look::Window`] since the last one of
@@ -131,6 +142,25 @@ impl<T> Crew<T> {
         self.state().turn.as_ref().map(view)
     }
 
+    /// What was laid down is passed on, if nobody has taken it meanwhile: true if a thread should be added, which has joined
+    /// already.
+    pub(super) fn pass_on(&self) -> bool {
+        let state = self.state();
+        state.turn.is_some() && self.call(state)
+    }
+
+    /// Wakes one who waits for the turn; true if there is none, and a thread should be added, which has joined already.
+    fn call(&self, mut state: MutexGuard<'_, State<T>>) -> bool {
+        let free = state.free();
+        let wanted = free == 0 && state.threads < self.steady;
+        state.threads += usize::from(wanted);
+        drop(state);
+        if free > 0 {
+            self.passed.notify_one();
+        }
+        wanted
+    }
+
     /// Threads that have joined and not left.
     pub(super) fn threads(&self) -> usize {
         self.state().threads
@@ -176,6 +206,9 @@ impl<T> Crew<T> {
             self.passed.notify_one();
             return Seen::Busy;
         }
+        if state.threads < self.steady {
+            return Seen::Short;
+        }
         Seen::Stuck(state.threads.min(MOST - state.threads))
     }
 }
@@ -202,15 +235,8 @@ impl<T> Turn<'_, T> {
         let mut state = self.crew.state();
         state.turn = Some(held);
         state.passes += 1;
-        let free = state.waiting - state.dismissed.min(state.waiting);
-        state.spare = state.spare.min(free.saturating_sub(usize::from(at_once)));
-        let wanted = at_once && free == 0 && state.threads < self.crew.steady;
-        state.threads += usize::from(wanted);
-        drop(state);
-        if at_once && free > 0 {
-            self.crew.passed.notify_one();
-        }
-        wanted
+        state.spare = state.spare.min(state.free().saturating_sub(usize::from(at_once)));
+        at_once && self.crew.call(state)
     }
 }
 
@@ -323,11 +349,12 @@ mod tests {
             let other = threads.spawn(|| drop(crew.wait()));
             until(|| crew.state().waiting == 1);
             turn.lay_down();
-            assert_eq!(crew.look(Look::Glance), Seen::Busy, "it was just now");
+            let first = crew.look(Look::Glance);
             std::thread::sleep(Duration::from_millis(20));
-            assert!(!other.is_finished());
-            assert_eq!(crew.look(Look::Glance), Seen::Busy);
+            let was_woken = other.is_finished();
+            let second = crew.look(Look::Glance);
             until(|| other.is_finished());
+            assert_eq!((first, was_woken, second), (Seen::Busy, false, Seen::Busy));
         });
     }
 
@@ -340,7 +367,26 @@ mod tests {
         }
         // And one who does not come back for long leaves it to others.
         assert_eq!(crew.look(Look::Glance), Seen::Busy);
-        assert_eq!(crew.look(Look::Glance), Seen::Stuck(1));
+        assert_eq!(crew.look(Look::Glance), Seen::Short);
+    }
+
+    #[test]
+    fn what_was_laid_down_can_be_passed_on() {
+        let crew = crew_of(1);
+        let turn = crew.wait().unwrap();
+        assert!(!crew.pass_on(), "it is not there");
+        turn.lay_down();
+        assert!(crew.pass_on());
+        assert_eq!(crew.threads(), 2);
+        std::thread::scope(|threads| {
+            let turn = crew.wait().unwrap();
+            let other = threads.spawn(|| drop(crew.wait()));
+            until(|| crew.state().waiting == 1);
+            turn.lay_down();
+            let adds = crew.pass_on();
+            until(|| other.is_finished());
+            assert!(!adds, "there is one who waits");
+        });
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! another thread would cost more than serving it.
 //!
 //! Those that need not wait for anything and are quickly done are served here, by the thread that has the turn to
-//! receive. What is more work goes without the turn, as a [`Batch`](super::batch::Batch).
+//! receive. What may wait, or is more work and has a processor for it, goes without the turn, as a
+//! [`Batch`](super::batch::Batch).
 
 use super::buffers::{Buffer, MEDIUM};
 use super::connection::Connection;

@@ -100,8 +100,9 @@ impl Overseer {
             match seen {
                 Seen::Idle | Seen::Quiet if closely == Look::Window => pool.trim(),
                 Seen::Stuck(more) => {
-                    stuck.push((member.connection.clone(), member.registration.clone(), more));
+                    stuck.push((member.connection.clone(), member.registration.clone(), Some(more)));
                 }
+                Seen::Short => stuck.push((member.connection.clone(), member.registration.clone(), None)),
                 _ => {}
             }
             true
@@ -111,6 +112,10 @@ impl Overseer {
             // In this order: as long as there is a registration, nobody takes the connection apart for a successor.
             let Some(registration) = registration.upgrade() else { continue };
             let Some(connection) = connection.upgrade() else { continue };
+            let Some(more) = more else {
+                recruit(&connection, &registration);
+                continue;
+            };
             // More threads would only stand in line to send.
             if !connection.outgoing().is_sending() {
                 let more = more.min(EXTRA.saturating_sub(threads));

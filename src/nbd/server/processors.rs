@@ -14,14 +14,14 @@ pub(super) fn processors() -> usize {
 
 /// For clients that are looked out for: one processor is always left to the others.
 pub(super) fn lookouts() -> &'static Seats {
-    static LOOKOUTS: LazyLock<Seats> = LazyLock::new(|| Seats::new(processors() - 1));
+    static LOOKOUTS: LazyLock<Seats> = LazyLock::new(|| Seats::beside(1));
     &LOOKOUTS
 }
 
 /// For threads that serve while another one of their connection receives: one processor is left to that one, and one to
 /// the client.
 pub(super) fn helpers() -> &'static Seats {
-    static HELPERS: LazyLock<Seats> = LazyLock::new(|| Seats::new(processors().saturating_sub(2)));
+    static HELPERS: LazyLock<Seats> = LazyLock::new(|| Seats::beside(2));
     &HELPERS
 }
 
@@ -31,6 +31,11 @@ pub(super) struct Seats {
 }
 
 impl Seats {
+    /// All but `others`.
+    fn beside(others: usize) -> Self {
+        Self::new(processors().saturating_sub(others))
+    }
+
     pub(super) fn new(free: usize) -> Self {
         Self { free: AtomicUsize::new(free) }
     }
@@ -67,8 +72,11 @@ mod tests {
 
     #[test]
     fn processors_are_left_to_others() {
-        assert!(processors() >= 1);
-        assert_eq!(lookouts().free.load(Ordering::Relaxed) + 1, processors());
-        assert_eq!(helpers().free.load(Ordering::Relaxed), processors().saturating_sub(2));
+        let seats = Seats::beside(processors() - 1);
+        let _only = seats.take().unwrap();
+        assert!(seats.take().is_none());
+        for none in [0, 1] {
+            assert!(Seats::beside(processors() + none).take().is_none());
+        }
     }
 }

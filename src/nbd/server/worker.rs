@@ -87,7 +87,7 @@ impl<'a> Worker<'a> {
                 Task::Finish => continue,
                 Task::Serve(pending, job) => self.serve(pending, job),
                 Task::Send(gathered) => gathered.send(),
-                Task::Batch(batch) => batch.serve(&mut self.extents),
+                Task::Batch(batch) => self.serve_batch(batch, &recruit),
             };
             match answered {
                 Ok(Answered { .. }) => {}
@@ -168,6 +168,19 @@ impl<'a> Worker<'a> {
     fn receive_one(&mut self, turn: &mut Turn<'_, Receiver>) -> Result<Step<'a>, Hangup> {
         let Some((request, job)) = turn.receive(self.connection)? else { return Ok(Step::End) };
         Ok(Step::Pass(Task::Serve(Pending::new(request, self.connection.outgoing()), job)))
+    }
+
+    fn serve_batch(&mut self, batch: Batch<'a>, recruit: impl Fn()) -> Result<Answered, Hangup> {
+        match batch.serve(&mut self.extents)?.send_now()? {
+            Ok(answered) => Ok(answered),
+            Err(rest) => {
+                // The client may read no more before somebody receives what it sends.
+                if self.connection.crew().pass_on() {
+                    recruit();
+                }
+                rest.send()
+            }
+        }
     }
 
     fn serve(&mut self, pending: Pending<'_>, job: Job<'_>) -> Result<Answered, Hangup> {
